@@ -1,0 +1,5 @@
+"""`python -m hmt`: the `hmt` command."""
+
+from hmt_cli import main
+
+main()

@@ -1,0 +1,188 @@
+"""The command line: verbs to functions, nothing else. A user's mistake is one line and exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hmt import options
+from hmt.config import MEMORY_FIELDS
+
+VERBS: dict[str, tuple[type, str]] = {
+    "demo": (options.DemoOptions, "hmt.demo"),
+    "train": (options.TrainOptions, "hmt.train"),
+    "evaluate": (options.EvaluateOptions, "hmt.evaluate"),
+    "generate": (options.GenerateOptions, "hmt.generate"),
+    "convert": (options.ConvertOptions, "hmt.convert"),
+}
+"""Verb -> its options, and the module whose `run(options)` gives figures and a text."""
+
+OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status: 0 on success, 2 on a user's mistake, 3 when training stopped at a loss that is not finite,
+        130 when interrupted.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return OK
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
+        chosen = parse(verb, rest)
+        _quieten()
+        figures, text = import_module(VERBS[verb][1]).run(chosen)
+        if getattr(chosen, "json", None) is not None:
+            _write_json(chosen.json, figures)
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return OK  # whoever read the output has seen enough
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(verb, error, MISTAKE)
+    except FloatingPointError as error:
+        return _fail(verb, error, NOT_FINITE)
+    except KeyboardInterrupt:
+        return _fail(verb, "interrupted", INTERRUPTED)
+    return OK
+
+
+def parse(verb: str, arguments: Sequence[str]) -> Any:
+    """The options of a verb: defaults, then a checkpoint's memory settings, then --config FILE.yaml, then flags.
+
+    Raises:
+        ValueError: In one line, if they make no sense.
+        OSError: If a file cannot be read.
+    """
+    import tyro
+
+    kind = VERBS[verb][0]
+    rest, config_file = _take_flag(list(arguments), "config")
+    settings = _read_yaml(kind, Path(config_file)) if config_file else {}
+    checkpoint = _take_flag(rest, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
+    if checkpoint and (path := Path(checkpoint) / "config.json").is_file():
+        stored = json.loads(path.read_text())
+        settings = {name: stored[name] for name in MEMORY_FIELDS if name in stored} | settings
+    required = {field.name: tyro.MISSING for field in fields(kind) if _is_required(field)}
+    default = kind(**(required | settings)) if settings else None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            chosen: Any = tyro.cli(
+                kind,
+                args=rest,
+                prog=f"hmt {verb}",
+                default=default,
+                use_underscores=True,
+                description=(kind.__doc__ or "").strip() + "\n\nAll flags may stand in a YAML file: --config FILE.yaml",
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(f"{_one_line(complaint.getvalue())}; see hmt {verb} --help") from None
+    chosen.check()
+    return chosen
+
+
+def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """The arguments without a flag, and its value (the last one given)."""
+    spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
+    rest: list[str] = []
+    value = None
+    queue = iter(arguments)
+    for argument in queue:
+        flag, equals, given = argument.partition("=")
+        if flag in spellings:
+            value = given if equals else next(queue, None)
+            if not value:
+                raise ValueError(f"--{name} needs a value")
+        else:
+            rest.append(argument)
+    return rest, value
+
+
+def _read_yaml(kind: type, path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {_one_line(str(error))}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold one setting a line, as in segment_length: 256")
+    known = {field.name: field for field in fields(kind)}
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{path} sets {', '.join(unknown)}, which is no flag of this verb")
+    return {
+        name: Path(value) if "Path" in str(known[name].type) and value is not None else value
+        for name, value in settings.items()
+    }
+
+
+def _is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    from hmt.atomic import atomic_file
+
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+
+
+def _quieten() -> None:
+    """Keep the terminal for this program's own lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _fail(verb: str, error: BaseException | str, status: int) -> int:
+    sys.stderr.write(f"hmt {verb}: {_one_line(str(error))}\n")
+    return status
+
+
+def _one_line(message: str) -> str:
+    """A message without boxes, rules and line breaks; of a boxed one only the complaint itself."""
+    lines = [line.strip("│╭╰─╮╯ \t") for line in message.splitlines()]
+    lines = [line for line in lines if line]
+    if "╭" in message:
+        rule = next((i for i, line in enumerate(message.splitlines()) if line.startswith("│ ──")), len(lines))
+        lines = lines[1:rule] if len(lines) > 1 else lines
+    return " ".join(lines) or "no reason given"
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(
+        f"  {verb.ljust(width)}  {(kind.__doc__ or '').strip().splitlines()[0]}" for verb, (kind, _) in VERBS.items()
+    )
+    return (
+        "usage: hmt VERB [flags]\n\n"
+        "A hierarchical memory for any HuggingFace causal language model.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "hmt VERB --help lists the flags of a verb; each may also stand in a YAML file given with --config.\n"
+    )

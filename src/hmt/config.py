@@ -1,0 +1,132 @@
+"""What a memory is: every setting that decides how text becomes segments, memory and prompts.
+
+This file is plain Python on purpose: the command line builds its flags and help from it without importing torch.
+The terms are those of He et al., "HMT" (arXiv:2405.06067); the README has a table of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Mode = Literal["hmt", "short_term", "rmt", "backbone"]
+
+
+@dataclass(kw_only=True)
+class MemoryConfig:
+    """How a segment is read and what is kept of it."""
+
+    mode: Mode = "hmt"
+    """hmt recalls from a bank, short_term has the last embedding only, rmt no sensory tokens, backbone no memory."""
+    segment_length: int = 256
+    """Window W: positions the backbone sees in one step, counting prompts, sensory tokens and fresh tokens."""
+    num_sensory: int = 32
+    """Sensory tokens K: the last tokens of the previous segment, read again."""
+    num_memory_tokens: int = 1
+    """Memory embeddings R that a segment leaves behind, and the length of the memory prompt."""
+    sum_fraction: float = 0.5
+    """Share of a segment's fresh tokens that its summary reads, J = round(L * sum_fraction)."""
+    recall_query: Literal["prefix", "previous"] = "prefix"
+    """What asks the bank: the segment's first J tokens (as published) or the last J before it (strictly causal)."""
+    memory_injection: Literal["published", "gated"] = "gated"
+    """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
+    mem_recall_context: int = 300
+    """Capacity N of the memory bank, in memory embeddings."""
+    mem_recall_hidden_dim: int = 1024
+    """Width H of the two recall projections."""
+    memory_policy: str = "fifo"
+    """Which embedding leaves a full bank. fifo: the oldest."""
+    memory_gain: float = 0.2
+    """Starting share of the recalled embedding in a gated prompt, relative to the size of a token embedding."""
+    summary_batch_tokens: int = 2048
+    """Positions summarised in one call of the backbone: memory against speed, never a change of the result."""
+
+    @property
+    def recalls(self) -> bool:
+        """True where the prompt comes from attention over the bank."""
+        return self.mode == "hmt"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length R of the memory prompt, 0 without memory."""
+        return 0 if self.mode == "backbone" else self.num_memory_tokens
+
+    @property
+    def max_sensory(self) -> int:
+        """Sensory tokens K of this mode (rmt has none)."""
+        return 0 if self.mode == "rmt" else self.num_sensory
+
+    @property
+    def fresh_tokens(self) -> int:
+        """New tokens per segment, L = W - 2R - K."""
+        return self.segment_length - 2 * self.prompt_tokens - self.max_sensory
+
+    @property
+    def summary_tokens(self) -> int:
+        """Fresh tokens that a whole segment's query reads, J; 0 in modes that do not recall."""
+        return round(self.fresh_tokens * self.sum_fraction) if self.recalls else 0
+
+    @property
+    def capacity(self) -> int:
+        """Memory embeddings kept: N with recall, the last segment's R without, 0 for the backbone."""
+        return self.mem_recall_context if self.recalls else self.prompt_tokens
+
+    @property
+    def tail_tokens(self) -> int:
+        """Tokens of the previous segment that the next one may need: sensory tokens and a "previous" query."""
+        query = self.summary_tokens if self.recall_query == "previous" else 0
+        return min(max(self.max_sensory, query), self.fresh_tokens)
+
+    def check(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ValueError: Naming the field, what is expected and what was given.
+        """
+        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1)
+        _one_of(
+            self,
+            mode=("hmt", "short_term", "rmt", "backbone"),
+            recall_query=("prefix", "previous"),
+            memory_injection=("published", "gated"),
+        )
+        if not 0 < self.sum_fraction <= 1:
+            raise ValueError(f"sum_fraction must lie in (0, 1], got {self.sum_fraction}")
+        reserved = 2 * self.prompt_tokens + self.max_sensory
+        if self.segment_length <= reserved:
+            raise ValueError(
+                f"segment_length must exceed 2 * num_memory_tokens + num_sensory ({reserved}), "
+                f"got {self.segment_length}; raise --segment_length"
+            )
+        if self.recalls:
+            _at_least(self, mem_recall_hidden_dim=1)
+        if self.recalls and self.summary_tokens < 1:
+            raise ValueError(
+                f"sum_fraction {self.sum_fraction} of {self.fresh_tokens} fresh tokens leaves nothing to summarise; "
+                "raise --sum_fraction or --segment_length"
+            )
+        if self.recalls and self.mem_recall_context < self.num_memory_tokens:
+            raise ValueError(
+                f"mem_recall_context must hold at least one segment's {self.num_memory_tokens} memory embeddings, "
+                f"got {self.mem_recall_context}; raise --mem_recall_context"
+            )
+
+
+MEMORY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(MemoryConfig))
+
+
+def memory_fields(config: MemoryConfig) -> dict[str, Any]:
+    """The memory settings of a config (or of a class derived from it) as a plain dictionary."""
+    return {name: getattr(config, name) for name in MEMORY_FIELDS}
+
+
+def _at_least(config: MemoryConfig, **minima: int) -> None:
+    for name, minimum in minima.items():
+        if getattr(config, name) < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {getattr(config, name)}")
+
+
+def _one_of(config: MemoryConfig, **choices: tuple[str, ...]) -> None:
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")

@@ -1,0 +1,125 @@
+"""`hmt evaluate`: one fixed set of target tokens, scored at every context length by every way of reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hmt.metrics.perplexity import Perplexity
+from hmt.metrics.resources import Meter
+from hmt.model.hmt import HMTForCausalLM
+from hmt.model.loading import load
+from hmt.options import ROWS, EvaluateOptions, parse_counts
+from hmt.report.table import format_table
+from hmt.text.batches import Batch, Span, TokenDocument, pad, plan_spans, tokenize
+from hmt.text.tasks import load_documents
+
+COLUMNS = {
+    "row": "row",
+    "context_tokens": "context",
+    "ppl": "ppl",
+    "ppl_causal": "ppl causal",
+    "ppl_last_segment_mean": "ppl last seg",
+    "loss": "loss",
+    "bits_per_byte": "bits/byte",
+    "tokens": "scored",
+    "tokens_per_second": "tokens/s",
+    "peak_mb": "peak MB",
+}
+
+
+def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
+    """Load what the options name and evaluate it.
+
+    Returns:
+        The figures, and the same as a table.
+    """
+    documents = load_documents(
+        options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
+    )
+    model, tokenizer = load(options)
+    tokens = tokenize(documents, tokenizer, len(model.embedding_table))
+    figures = evaluate_rows(model, tokenizer, tokens, options)
+    return figures, f"{describe(figures)}\n{format_table(figures['rows'], COLUMNS)}"
+
+
+def evaluate_rows(
+    model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase, documents: list[TokenDocument], options: EvaluateOptions
+) -> dict[str, Any]:
+    """Score the spans of the documents with each way of reading, at each context length.
+
+    Returns:
+        `spans` (what was scored) and `rows` (one for each way of reading and length).
+    """
+    lengths = parse_counts(options.lengths)
+    spans = plan_spans(documents, lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents)
+    work = [(row, length) for row in options.rows for length in lengths]
+    rows = []
+    with tqdm(total=len(spans) * sum(length for _, length in work), unit="tok", unit_scale=True, disable=None) as bar:
+        for row, length in work:
+            bar.set_description(f"{row} {length:,}")
+            reader = model.variant(**ROWS[row])
+            figures: dict[str, Any] = {
+                "row": row,
+                "context_tokens": length,
+                "segment_length": reader.config.segment_length,
+                "num_sensory": reader.config.max_sensory,
+            }
+            rows.append(figures | _score(reader, tokenizer, documents, spans, length, options.batch_size, bar))
+    return {
+        "spans": [{"document": documents[span.document].name, "first": span.start, "end": span.end} for span in spans],
+        "rows": rows,
+    }
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """One line on what was scored."""
+    spans = figures["spans"]
+    scored = sum(span["end"] - span["first"] for span in spans)
+    documents = len({span["document"] for span in spans})
+    return f"{scored:,} target tokens in {len(spans)} span(s) of {documents} document(s), the same at every length"
+
+
+@torch.no_grad()
+def _score(
+    model: HMTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[TokenDocument],
+    spans: list[Span],
+    length: int,
+    batch_size: int,
+    bar: Any,
+) -> dict[str, Any]:
+    perplexity = Perplexity()
+    with Meter(model.device) as meter:
+        for batch, text_bytes in _batches(tokenizer, documents, spans, length, batch_size):
+            output = model(batch.input_ids.to(model.device), labels=batch.labels.to(model.device), return_logits=False)
+            perplexity.add(output.nll, output.scored_mask, output.causal_mask, model.config.fresh_tokens, text_bytes)
+            bar.update(batch.input_ids.numel())
+    return perplexity.result() | {
+        "tokens_per_second": len(spans) * length / meter.seconds,
+        "seconds": meter.seconds,
+        "peak_mb": None if meter.peak_bytes is None else meter.peak_bytes / 1e6,
+    }
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[TokenDocument],
+    spans: list[Span],
+    length: int,
+    batch_size: int,
+) -> Iterator[tuple[Batch, int]]:
+    """Samples of one length, and the UTF-8 bytes that their targets stand for."""
+    for start in range(0, len(spans), batch_size):
+        group = spans[start : start + batch_size]
+        samples = [span.sample(documents[span.document].ids, length) for span in group]
+        batch = pad([ids for ids, _ in samples])
+        labels = torch.stack([labels for _, labels in samples])
+        targets = [documents[span.document].ids[span.start : span.end].tolist() for span in group]
+        text_bytes = sum(len(text.encode()) for text in tokenizer.batch_decode(targets))
+        yield Batch(batch.input_ids, batch.attention_mask, labels), text_bytes

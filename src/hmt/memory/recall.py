@@ -1,0 +1,140 @@
+"""From a summary to a memory prompt: cross-attention over the bank, and how its result enters the window.
+
+Shape legend: B rows, R memory embeddings per segment, N bank slots, D embedding size, H recall width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hmt.config import MemoryConfig
+from hmt.memory.bank import Bank
+
+
+class Recall(nn.Module):
+    """Mix past memory embeddings by their relevance to this segment.
+
+    Source: HMT (arXiv:2405.06067), equations 2 and 3: two projections, no value or output projection.
+    """
+
+    def __init__(self, width: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.wq = nn.Linear(width, hidden_dim, bias=False)
+        self.wk = nn.Linear(width, hidden_dim, bias=False)
+
+    def logits(self, summary: Tensor, bank: Bank) -> Tensor:
+        """Relevance of each slot, (B, R, N) float32; the lowest number where a slot is empty.
+
+        The key projection is applied to the query, (S Wq Wk^T) M^T, so a step costs N * D and not N * D * H.
+        """
+        hidden_dim = self.wq.out_features
+        query = (summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight).float()
+        scores = query @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
+        return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
+
+    def forward(self, summary: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
+        """Recall.
+
+        Args:
+            summary: Segment summary, (B, R, D).
+            bank: Past memory embeddings; at least one slot wide.
+
+        Returns:
+            Recalled embeddings (B, R, D) and recall weights (B, R, N), float32, summing to 1 over the filled slots.
+            A row without memory gets weights of no meaning; the caller masks it.
+        """
+        weights = self.logits(summary, bank).softmax(dim=-1)
+        return (weights.to(bank.embeddings.dtype) @ bank.embeddings), weights
+
+
+class PublishedInjection(nn.Module):
+    """The recalled embedding itself is the prompt, before and after the segment."""
+
+    def __init__(self, prompt_tokens: int, width: int) -> None:
+        super().__init__()
+        self.initial = nn.Parameter(torch.zeros(prompt_tokens, width))
+
+    def initialise(self, neutral: Tensor, scale: Tensor) -> None:
+        """Draw the initial memory with the spread of the token embeddings, as published."""
+        nn.init.normal_(self.initial, std=float(scale))
+
+    def forward(self, recalled: Tensor | None, filled: Tensor) -> tuple[Tensor, Tensor]:
+        """Leading and trailing prompt, (B, R, D) each; `filled` (B,) says which rows have something recalled."""
+        prompt = self.initial.expand(filled.shape[0], -1, -1)
+        if recalled is not None:
+            prompt = torch.where(filled[:, None, None], recalled.to(prompt.dtype), prompt)
+        return prompt, prompt
+
+
+class GatedInjection(nn.Module):
+    """A learned base plus a small, normalised share of the recalled embedding; the trailing prompt is learned.
+
+    A recalled embedding is a last hidden state and can be an order of magnitude larger than a token embedding: put in
+    front of a segment as it is, it costs an untrained model more than the memory can give. Here the prompt starts as an
+    embedding that the backbone knows, and training decides how much of the memory to let in.
+    """
+
+    rms_scale: Tensor
+
+    def __init__(self, prompt_tokens: int, width: int, gain: float) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.zeros(prompt_tokens, width))
+        self.trailing = nn.Parameter(torch.zeros(prompt_tokens, width))
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.projection = nn.Linear(width, width, bias=False)
+        self.register_buffer("rms_scale", torch.ones(()))
+
+    def initialise(self, neutral: Tensor, scale: Tensor) -> None:
+        """Start from an embedding (D,) the backbone knows and the size of its token embeddings."""
+        with torch.no_grad():
+            self.base.copy_(neutral.expand_as(self.base))
+            self.trailing.copy_(neutral + scale * torch.randn_like(self.trailing))
+            self.rms_scale.copy_(scale)
+        nn.init.eye_(self.projection.weight)
+
+    def forward(self, recalled: Tensor | None, filled: Tensor) -> tuple[Tensor, Tensor]:
+        """Leading and trailing prompt, (B, R, D) each; `filled` (B,) says which rows have something recalled."""
+        rows = filled.shape[0]
+        prompt = self.base.expand(rows, -1, -1)
+        if recalled is not None:
+            values = recalled.to(self.base.dtype)
+            normed = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + 1e-6)
+            share = self.gain * self.rms_scale * self.projection(normed)
+            prompt = prompt + torch.where(filled[:, None, None], share, torch.zeros_like(share))
+        return prompt, self.trailing.expand(rows, -1, -1)
+
+
+class Memory(nn.Module):
+    """Every learned part of the memory: the prompts and, with recall, the summary prompt and the projections.
+
+    Only what the mode uses exists, so that no parameter stays without a gradient.
+    """
+
+    def __init__(self, config: MemoryConfig, width: int) -> None:
+        super().__init__()
+        self.summary_prompt: nn.Parameter | None = None
+        self.recall: Recall | None = None
+        self.injection: PublishedInjection | GatedInjection | None = None
+        if config.prompt_tokens and config.memory_injection == "gated":
+            self.injection = GatedInjection(config.prompt_tokens, width, config.memory_gain)
+        elif config.prompt_tokens:
+            self.injection = PublishedInjection(config.prompt_tokens, width)
+        if config.recalls:
+            self.summary_prompt = nn.Parameter(torch.zeros(config.prompt_tokens, width))
+            self.recall = Recall(width, config.mem_recall_hidden_dim)
+
+    def initialise(self, neutral: Tensor, scale: Tensor) -> None:
+        """Fit a new memory to its backbone.
+
+        Args:
+            neutral: An embedding the backbone is used to, (D,): that of BOS, or the mean embedding.
+            scale: Root mean square of the token embeddings, a scalar.
+        """
+        if self.injection is not None:
+            self.injection.initialise(neutral, scale)
+        if self.summary_prompt is not None:
+            nn.init.normal_(self.summary_prompt, std=float(scale))
+        if self.recall is not None:
+            nn.init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
+            nn.init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)

@@ -1,0 +1,94 @@
+"""The wrapped causal LM, taken apart into a body (embeddings to last hidden state) and a head (to logits)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def embedding_size(config: PreTrainedConfig) -> int:
+    """Size D of a backbone's input embeddings, which is also that of its last hidden state."""
+    text = config.get_text_config(decoder=True)
+    # OPT projects its embeddings in and its last hidden state out again.
+    return getattr(text, "word_embed_proj_dim", None) or text.hidden_size
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest window a backbone was made for, or None where it has no limit."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def embed(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Token embeddings (B, M, D)."""
+    return backbone.get_input_embeddings()(input_ids)
+
+
+def body(backbone: PreTrainedModel, embeddings: Tensor) -> Tensor:
+    """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers."""
+    return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+
+
+def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits (..., V) of hidden states (..., D), with the scaling that some families apply to them."""
+    logits = backbone.get_output_embeddings()(hidden)
+    config = backbone.config.get_text_config(decoder=True)
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def check_window(backbone: PreTrainedModel, window: int) -> None:
+    """Make sure that a window fits the positions a backbone was made for.
+
+    Raises:
+        ValueError: If it does not; names both.
+    """
+    limit = max_positions(backbone.config)
+    if limit is not None and window > limit:
+        name = type(backbone).__name__
+        raise ValueError(f"segment_length {window} exceeds the {limit} positions of {name}; lower --segment_length")
+
+
+@torch.no_grad()
+def check_backbone(backbone: nn.Module) -> None:
+    """Make sure that body and head, fed with embeddings, do what the model itself does with tokens.
+
+    Raises:
+        ValueError: If the model cannot be wrapped; says why.
+    """
+    name = type(backbone).__name__
+    if not isinstance(backbone, PreTrainedModel) or backbone.get_output_embeddings() is None:
+        raise ValueError(f"{name} is not a causal language model of transformers: it has no language-model head")
+    if next(backbone.parameters()).is_meta:
+        return
+    training = backbone.training
+    backbone.eval()
+    try:
+        ids = torch.tensor([[1, 2, 0, 1, 2]], device=backbone.device)
+        expected = backbone(input_ids=ids, use_cache=False).logits
+        embeddings = embed(backbone, ids)
+        hidden = body(backbone, embeddings)
+        if hidden.shape != embeddings.shape:
+            raise ValueError(
+                f"its hidden states {tuple(hidden.shape)} do not fit its embeddings {tuple(embeddings.shape)}"
+            )
+        got = head(backbone, hidden)
+        if _differ(got, expected):
+            raise ValueError("body and head give other logits than the model itself")
+        if _differ(body(backbone, embeddings[:, :3]), hidden[:, :3]):
+            raise ValueError("it is not causal: later tokens change earlier hidden states")
+    except (TypeError, AttributeError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{name} cannot be given a memory: {error}") from error
+    finally:
+        backbone.train(training)
+
+
+def _differ(got: Tensor, expected: Tensor) -> bool:
+    # Wrong scalings or ignored embeddings differ by far more than kernels and bfloat16 do.
+    difference = (got.float() - expected.float()).abs().max()
+    return bool(difference > 0.05 * expected.float().abs().max())

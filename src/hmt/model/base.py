@@ -1,0 +1,136 @@
+"""A backbone with a memory beside it: construction, sharing, identity."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hmt.config import MEMORY_FIELDS
+from hmt.memory.bank import retention_policy
+from hmt.memory.recall import Memory
+from hmt.memory.state import MemoryState, ModelIdentity
+from hmt.model.backbone import check_window, embed, embedding_size
+from hmt.model.configuration import HMTConfig
+from hmt.model.identity import weights_digest
+
+Self = TypeVar("Self", bound="MemoryModel")
+
+
+class MemoryModel(PreTrainedModel):
+    """A causal LM and the learned parts of its memory.
+
+    Attributes:
+        backbone: The wrapped causal LM.
+        memory: Prompts and recall projections.
+    """
+
+    config_class = HMTConfig
+    config: HMTConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["memory"]  # noqa: RUF012  (transformers' own convention)
+
+    def __init__(self, config: HMTConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self._retain = retention_policy(config.memory_policy)
+        if backbone is None:
+            backbone = AutoModelForCausalLM.from_config(config.backbone_config)
+        check_window(backbone, config.segment_length)
+        self.backbone: PreTrainedModel = backbone
+        self.memory = Memory(config, embedding_size(backbone.config))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Memory):
+            scale = torch.tensor(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
+            with torch.no_grad():
+                module.initialise(torch.zeros(embedding_size(self.backbone.config)), scale)
+
+    def initialise_memory(self) -> None:
+        """Fit a new memory to the backbone's embeddings (needed after wrapping, not after loading)."""
+        weight = self.embedding_table
+        if weight.is_meta:
+            return
+        with torch.no_grad():
+            table = embed(self.backbone, torch.arange(len(weight), device=weight.device)[None])[0].float()
+            bos = self.config.bos_token_id
+            neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
+            self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
+
+    def variant(self: Self, **config_fields: Any) -> Self:
+        """The same weights read another way: other settings over the same backbone and memory parameters.
+
+        Memory parameters are shared wherever the variant has one of the same name and shape; the others are new.
+
+        Args:
+            config_fields: Fields of `HMTConfig` to change, such as `mode="rmt"`.
+        """
+        config = HMTConfig.from_dict(self.config.to_dict() | config_fields)
+        config.backbone_config = self.config.backbone_config
+        variant = type(self)(config, backbone=self.backbone)
+        shared = dict(self.memory.named_parameters()) | dict(self.memory.named_buffers())
+        own = [*variant.memory.named_parameters(), *variant.memory.named_buffers()]
+        usable = [name for name, tensor in own if name in shared and shared[name].shape == tensor.shape]
+        if len(usable) < len(own):
+            variant.initialise_memory()
+        for name in usable:
+            owner, _, leaf = name.rpartition(".")
+            setattr(variant.memory.get_submodule(owner), leaf, shared[name])
+        return variant.train(self.training)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The backbone's language-model head."""
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the backbone's language-model head."""
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    @property
+    def embedding_table(self) -> Tensor:
+        """Weights of the token embeddings, (V, D)."""
+        table = self.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        return table
+
+    def identity(self) -> ModelIdentity:
+        """Which model this is, as a memory notes it; the weights' digest is left out while training."""
+        shaping = set(MEMORY_FIELDS) - {"memory_gain", "summary_batch_tokens", "memory_policy", "mem_recall_context"}
+        settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in sorted(shaping))
+        return ModelIdentity(
+            name=self.config.backbone_source or type(self.backbone).__name__,
+            width=embedding_size(self.backbone.config),
+            settings=settings,
+            weights="" if self.training else weights_digest(self),
+        )
+
+    def initial_state(self, batch_size: int = 1) -> MemoryState:
+        """The state before the first token of `batch_size` texts."""
+        weight = self.embedding_table
+        return MemoryState.initial(batch_size, self.config.tail_tokens, self.identity(), weight.device, weight.dtype)
+
+    def check_state(self, state: MemoryState, batch_size: int) -> None:
+        """Make sure that a state belongs to this model and this batch.
+
+        Raises:
+            ValueError: If it does not; names both sides.
+        """
+        own = self.identity()
+        if not own.accepts(state.model):
+            raise ValueError(f"this memory was written by {state.model}, but the model reading it is {own}")
+        if state.batch_size != batch_size:
+            raise ValueError(f"memory holds {state.batch_size} row(s), input_ids has {batch_size}")

@@ -1,0 +1,245 @@
+"""Wrap a backbone, save what was learned, load it again.
+
+A checkpoint directory holds
+
+    config.json                 HMTConfig, with the backbone's configuration and where it came from
+    model.safetensors           everything, or, where the backbone was frozen and can be found again,
+    memory.safetensors          the memory's parameters alone
+    adapter/                    LoRA in PEFT's own format, if there is one
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
+from hmt.model.backbone import check_backbone
+from hmt.model.base import MemoryModel
+from hmt.model.configuration import HMTConfig
+from hmt.pretrained import BUILT_INS, load_backbone, locate
+
+MEMORY_FILE = "memory.safetensors"
+ADAPTER_FOLDER = "adapter"
+SHAPING_FIELDS = ("num_memory_tokens", "mem_recall_hidden_dim", "memory_injection")
+"""Settings that fix the shapes of memory parameters, so a checkpoint cannot be read with others."""
+
+Self = TypeVar("Self", bound="CheckpointedModel")
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class CheckpointedModel(MemoryModel):
+    """Wraps backbones, saves and loads."""
+
+    @classmethod
+    def from_backbone(
+        cls: type[Self],
+        name_or_path_or_model: str | os.PathLike[str] | PreTrainedModel,
+        config: MemoryConfig | None = None,
+        *,
+        gguf_file: str | None = None,
+        dtype: Any = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **config_fields: Any,
+    ) -> Self:
+        """Give a causal LM a memory that has yet to learn.
+
+        Args:
+            name_or_path_or_model: Directory, hub id, built-in name ("smollm2-135m"), or a loaded model, which is then
+                shared, not copied.
+            config: Memory settings; defaults where None.
+            gguf_file: A GGUF file in that directory or repository.
+            dtype: torch dtype (or its name) of the backbone; the memory's parameters stay in float32.
+            revision: Revision of a hub id.
+            trust_remote_code: Run code that comes with the checkpoint.
+            config_fields: Fields of `HMTConfig` that override `config`.
+
+        Raises:
+            ValueError: If a field is out of range or the model cannot be wrapped; says why.
+            OSError: If there is no such model.
+        """
+        unknown = set(config_fields) - set(MEMORY_FIELDS)
+        if unknown:
+            raise ValueError(f"HMTConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(MEMORY_FIELDS)}")
+        fields = (memory_fields(config) if config is not None else {}) | config_fields
+        MemoryConfig(**fields).check()  # before anything is loaded
+        source = ""
+        if isinstance(name_or_path_or_model, torch.nn.Module):
+            backbone: Any = name_or_path_or_model
+            if dtype is not None:
+                backbone.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        else:
+            source = os.fspath(name_or_path_or_model)
+            backbone = load_backbone(
+                source, gguf_file=gguf_file, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+            )
+        check_backbone(backbone)
+        model = cls(
+            HMTConfig(
+                backbone_config=getattr(backbone, "config", None),
+                backbone_source=source,
+                backbone_gguf=gguf_file,
+                backbone_revision=revision,
+                **fields,
+            ),
+            backbone=backbone,
+        )
+        model.initialise_memory()
+        return model.train(backbone.training)
+
+    def freeze_backbone(self) -> None:
+        """Train the memory's parameters (and an adapter's) only."""
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_("lora_" in name and parameter.requires_grad)
+
+    def add_lora(
+        self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | None = None
+    ) -> None:
+        """Freeze the backbone and add a LoRA adapter to it through PEFT.
+
+        Args:
+            rank: Rank r of the update.
+            alpha: The update is scaled by alpha / r.
+            dropout: Dropout before the update while training.
+            target_modules: Names of the linear layers to adapt; those usual for the backbone's family where None.
+
+        Raises:
+            ImportError: If PEFT is not installed; names the extra.
+        """
+        try:
+            from peft import LoraConfig
+            from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+        except ImportError as error:
+            raise ImportError("LoRA needs PEFT: pip install hmt[lora]") from error
+        targets: Any = target_modules or TARGETS.get(self.backbone.config.model_type, "all-linear")
+        self.freeze_backbone()
+        self.backbone.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+        )
+        self._name_adapter_base()
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the backbone carries a PEFT adapter."""
+        return getattr(self.backbone, "_hf_peft_config_loaded", False)
+
+    def save_pretrained(  # type: ignore[override]  # the others go through kwargs
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        save_backbone: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model.
+
+        Args:
+            save_directory: Where to.
+            state_dict: Gathered weights of a sharded model; the model's own where None.
+            save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen and
+                `config.backbone_source` says where to find them.
+            kwargs: As in `PreTrainedModel.save_pretrained`.
+        """
+        if save_backbone is None:
+            own = (p for name, p in self.backbone.named_parameters() if "lora_" not in name)
+            save_backbone = not self.config.backbone_source or any(p.requires_grad for p in own)
+        weights = self.state_dict() if state_dict is None else state_dict
+        path = Path(save_directory)
+        if save_backbone:
+            plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+            super().save_pretrained(path, state_dict=plain, **kwargs)
+            (path / MEMORY_FILE).unlink(missing_ok=True)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            self.config.architectures = [type(self).__name__]
+            self.config.save_pretrained(path)
+            self.generation_config.save_pretrained(path)
+            memory = {name: w.detach().cpu().contiguous() for name, w in weights.items() if name.startswith("memory.")}
+            save_file(memory, path / MEMORY_FILE, metadata={"format": "pt"})
+        if self.has_adapter:
+            prefix = "backbone."
+            adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            self._name_adapter_base()
+            self.backbone.save_pretrained(path / ADAPTER_FOLDER, state_dict=adapter)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # likewise
+        cls: type[Self],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint that `save_pretrained` wrote, from a directory or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub id.
+            args: As in `PreTrainedModel.from_pretrained`.
+            config: Configuration to use instead of the checkpoint's.
+            kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), and what
+                `PreTrainedModel.from_pretrained` takes.
+
+        Raises:
+            OSError: If there is no such checkpoint.
+            ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
+        """
+        path, local = locate(os.fspath(pretrained_model_name_or_path), "checkpoint")
+        if local:
+            kwargs["local_files_only"] = True
+        fields = {name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs}
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if config is None:
+            config = _read_config(path, fields, hub)
+        optional = {"_raise_exceptions_for_missing_entries": False} | hub
+        memory_file = cached_file(path, MEMORY_FILE, **optional)
+        if memory_file is None:
+            model = super().from_pretrained(path, *args, config=config, **kwargs)
+        else:
+            model = cls._complete(config, memory_file, kwargs.get("dtype"))
+        if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
+            model.backbone.load_adapter(str(Path(adapter).parent))
+        return model.eval()
+
+    @classmethod
+    def _complete(cls: type[Self], config: HMTConfig, memory_file: str, dtype: Any) -> Self:
+        """A model from the memory's parameters and the backbone that its configuration names."""
+        backbone = load_backbone(
+            config.backbone_source, gguf_file=config.backbone_gguf, dtype=dtype, revision=config.backbone_revision
+        )
+        model = cls(config, backbone=backbone)
+        weights = {name.removeprefix("memory."): w for name, w in load_file(memory_file).items()}
+        model.initialise_memory()  # for parameters of another mode, which the checkpoint lacks
+        model.memory.load_state_dict(weights, strict=False)
+        model.freeze_backbone()
+        return model
+
+    def _name_adapter_base(self) -> None:
+        source = self.config.backbone_source
+        name = BUILT_INS[source].hub_id if source in BUILT_INS else source or None
+        adapters: dict[str, Any] = self.backbone.peft_config
+        for adapter in adapters.values():
+            adapter.base_model_name_or_path = name
+            adapter.revision = self.config.backbone_revision
+
+
+def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTConfig:
+    """The configuration of a checkpoint, with some of its fields changed."""
+    values, _ = HMTConfig.get_config_dict(path, **hub)
+    if values.get("model_type") != HMTConfig.model_type:
+        raise ValueError(
+            f"{path} holds a {values.get('model_type')} model without a memory; wrap it with from_backbone "
+            "(--model_name), do not load it as a checkpoint"
+        )
+    for name in SHAPING_FIELDS:
+        if name in fields and fields[name] != values.get(name):
+            raise ValueError(f"{name} is {values.get(name)} in {path} and cannot be read as {fields[name]}")
+    return HMTConfig.from_dict(values | fields)

@@ -1,0 +1,59 @@
+"""The configuration of a wrapped model: the memory's settings beside the backbone's own configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from hmt.config import MEMORY_FIELDS, MemoryConfig
+
+
+class HMTConfig(PreTrainedConfig, MemoryConfig):
+    """Settings of an `HMTForCausalLM`.
+
+    Args:
+        backbone_config: Configuration of the wrapped causal LM (or its dictionary).
+        backbone_source: Directory, hub id or built-in name the backbone was loaded from; "" if it was given as an
+            object. A checkpoint that leaves the backbone out is completed from there.
+        backbone_gguf: GGUF file there, if it was one.
+        backbone_revision: Revision of a hub id.
+        kwargs: The fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
+
+    Raises:
+        ValueError: If a memory field is out of range; names it.
+    """
+
+    model_type = "hmt"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (transformers' own convention)
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        backbone_source: str = "",
+        backbone_gguf: str | None = None,
+        backbone_revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        memory = MemoryConfig(**{name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs})
+        memory.check()
+        for name in MEMORY_FIELDS:
+            setattr(self, name, getattr(memory, name))
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.backbone_source = backbone_source
+        self.backbone_gguf = backbone_gguf
+        self.backbone_revision = backbone_revision
+        for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(backbone_config, name, None))
+        # The base class sets the attention of sub-configurations to its own.
+        kwargs.setdefault("attn_implementation", getattr(backbone_config, "_attn_implementation", None))
+        kwargs.setdefault("tie_word_embeddings", False)  # the backbone ties its own
+        super().__init__(**kwargs)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's text configuration, where generation helpers look for the size of the model."""
+        if self.backbone_config is None:
+            return self
+        return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)

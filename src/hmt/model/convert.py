@@ -1,0 +1,169 @@
+"""Turn a checkpoint of the published HMT program into a native one.
+
+Reads `.safetensors`, pickled `.pth`/`.bin` files (tensors only: nothing in them is executed) and DeepSpeed ZeRO
+directories. Names of the published program and what becomes of them:
+
+    memory_cell.model.*          the backbone, with LoRA if the run used it
+    memory_cell.memory           initial memory
+    mem                          summary prompt
+    cross_attn.{wq,wk}.weight    recall projections
+    memory_cell.mem_map.*        maps between reading speeds, left out
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hmt.atomic import atomic_directory
+from hmt.config import MemoryConfig, memory_fields
+from hmt.model.hmt import HMTForCausalLM
+from hmt.model.zero import is_zero_checkpoint, load_zero_checkpoint
+
+BACKBONE_PREFIX = "memory_cell.model."
+PEFT_PREFIX = "base_model.model."
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+MEMORY_NAMES = {
+    "memory_cell.memory": "injection.initial",
+    "mem": "summary_prompt",
+    "cross_attn.wq.weight": "recall.wq.weight",
+    "cross_attn.wk.weight": "recall.wk.weight",
+}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class LegacyWeights:
+    """Weights of the published program by what they are, under the names they have here."""
+
+    backbone: dict[str, Tensor]
+    lora: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    left_out: tuple[str, ...]
+
+
+def convert(
+    state_path: Path, backbone_dir: Path, out_dir: Path, config: MemoryConfig, lora_alpha: int = 32
+) -> tuple[HMTForCausalLM, tuple[str, ...]]:
+    """Write a native checkpoint with the weights of a published one.
+
+    Args:
+        state_path: The published program's weights: a file, or a DeepSpeed directory.
+        backbone_dir: Directory with the backbone's config.json; its tokenizer is copied if it is there.
+        out_dir: Where the native checkpoint goes.
+        config: Memory settings the weights were trained with; the injection is always "published".
+        lora_alpha: LoRA alpha of the published run, which its weights do not tell.
+
+    Returns:
+        The converted model, and the names of weights that have no place in it.
+
+    Raises:
+        OSError: If a file is missing or unreadable.
+        ValueError: If the weights do not fit the backbone or the settings; names what does not.
+    """
+    if not (backbone_dir / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {backbone_dir}")
+    weights = sort_weights(read_weights(state_path))
+    fields = memory_fields(config) | {"memory_injection": "published"}
+    if (initial := weights.memory.get("injection.initial")) is not None:
+        fields["num_memory_tokens"] = initial.shape[0]
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_dir, local_files_only=True))
+    tied = getattr(backbone, "all_tied_weights_keys", {})
+    _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))
+    model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
+    places = set(model.memory.state_dict())
+    _fill(model.memory, {name: w for name, w in weights.memory.items() if name in places}, "memory")
+    if weights.lora:
+        ranks = {w.shape[0] for name, w in weights.lora.items() if ".lora_A." in name}
+        targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights.lora})
+        model.add_lora(rank=ranks.pop(), alpha=lora_alpha, target_modules=targets)
+        adapter = {name for name in backbone.state_dict() if ".lora_" in name}
+        _fill(backbone, weights.lora, "LoRA adapter", optional=set(backbone.state_dict()) - adapter)
+    with atomic_directory(out_dir) as unfinished:
+        model.save_pretrained(unfinished, save_backbone=True)
+        for name in TOKENIZER_FILES:
+            if (backbone_dir / name).is_file():
+                shutil.copy(backbone_dir / name, unfinished)
+    return model, weights.left_out + tuple(sorted(set(weights.memory) - places))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All weights of a published checkpoint, under its own names.
+
+    Raises:
+        OSError: If there is nothing readable at the path.
+    """
+    if path.is_dir():
+        if is_zero_checkpoint(path):
+            return load_zero_checkpoint(path)
+        raise OSError(f"{path} is a directory, but no DeepSpeed checkpoint")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise OSError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise OSError(f"{path} is no table of weights")
+    return weights
+
+
+def sort_weights(weights: dict[str, Tensor]) -> LegacyWeights:
+    """Sort weights by the published names.
+
+    Raises:
+        ValueError: If a weight has a name that the published program does not use.
+    """
+    backbone: dict[str, Tensor] = {}
+    lora: dict[str, Tensor] = {}
+    memory: dict[str, Tensor] = {}
+    left_out = []
+    for full_name, weight in weights.items():
+        name = full_name
+        for wrapper in WRAPPER_PREFIXES:
+            name = name.removeprefix(wrapper)
+        if name in MEMORY_NAMES:
+            memory[MEMORY_NAMES[name]] = weight
+        elif name.startswith(BACKBONE_PREFIX):
+            inner = name.removeprefix(BACKBONE_PREFIX).removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+            (lora if ".lora_" in inner else backbone)[inner] = weight
+        elif name.startswith("memory_cell.mem_map."):
+            left_out.append(name)
+        else:
+            raise ValueError(f"{full_name!r} is no weight of the published program")
+    return LegacyWeights(backbone, lora, memory, tuple(left_out))
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], what: str, optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Load weights into a module, all of them and nothing else."""
+    places = module.state_dict()
+    if unexpected := sorted(set(weights) - set(places)):
+        raise ValueError(f"the {what} has no place for {unexpected[0]} ({len(unexpected)} such weights)")
+    if missing := sorted(set(places) - set(weights) - optional):
+        raise ValueError(f"the weights lack {missing[0]} of the {what} ({len(missing)} missing)")
+    for name, weight in weights.items():
+        if places[name].shape != weight.shape:
+            raise ValueError(
+                f"{name} of the {what} is {tuple(places[name].shape)}, the weights have {tuple(weight.shape)}"
+            )
+    module.load_state_dict(weights, strict=False)

@@ -1,0 +1,183 @@
+"""Generate text of any length through the step.
+
+Shape legend: B rows, T prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation import BaseStreamer
+from transformers.utils import ModelOutput
+
+from hmt.memory.state import MemoryState
+from hmt.model.backbone import head
+from hmt.model.reading import SegmentReader
+from hmt.model.stream import Stream
+
+DEFAULT_NEW_TOKENS = 20
+"""New tokens where nothing says how many, as in transformers."""
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """Result of `generate` with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: Prompt and new tokens, (B, T + new); rows that ended early are filled with the padding token.
+        memory: The state after all tokens but the last, whose successor was never asked for.
+    """
+
+    sequences: Tensor | None = None
+    memory: MemoryState | None = None
+
+
+class SegmentGenerator(SegmentReader):
+    """Writes text through the step."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        memory: MemoryState | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput:
+        """Continue texts.
+
+        Args:
+            input_ids: Prompts, (B, T), of any length.
+            memory: What was read before the prompts; nothing where None.
+            attention_mask: (B, T), nonzero at real tokens; padding may stand on either side.
+            generation_config: Settings of transformers; the model's own where None.
+            logits_processor: Further processors, applied first.
+            stopping_criteria: Further reasons to stop.
+            streamer: Receives the prompt, then each new token.
+            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`.
+
+        Returns:
+            Prompt and new tokens, (B, T + new), or a `GenerateOutput`.
+
+        Raises:
+            ValueError: On settings that a memory cannot serve (beams, several sequences per prompt).
+        """
+        config, processors, criteria = _settings(self, input_ids, generation_config, kwargs)
+        processors = LogitsProcessorList([*(logits_processor or []), *processors])
+        criteria.extend(stopping_criteria or [])
+        state = self.initial_state(input_ids.shape[0]) if memory is None else memory
+        self.check_state(state, input_ids.shape[0])
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        logits, state = self._read_prompt(input_ids, attention_mask, state)
+        sequences, running = input_ids, torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for count in range(config.max_new_tokens):
+            if count:
+                output, state = self.step(sequences[:, -1:], state, segment_mask=running[:, None])
+                logits = _the(output.logits)[:, -1]
+            scores = processors(sequences, logits.float())  # type: ignore[arg-type]
+            tokens = _choose(scores, config.do_sample)
+            tokens = torch.where(running, tokens, config.pad_token_id)
+            sequences = torch.cat([sequences, tokens[:, None]], dim=1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            running = running & ~criteria(sequences, logits)
+            if not running.any():
+                break
+        if streamer is not None:
+            streamer.end()
+        return GenerateOutput(sequences, state) if config.return_dict_in_generate else sequences
+
+    def _read_prompt(
+        self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState
+    ) -> tuple[Tensor, MemoryState]:
+        """Logits (B, V) after each row's last token, and the state there."""
+        stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        last = input_ids.new_zeros(0)
+        for segment, output, after in self._steps(stream, state, return_logits=False):
+            state = after
+            ending = _the(output.hidden)[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]
+            has_token = segment.mask.any(dim=1, keepdim=True)
+            last = torch.where(has_token, ending, last) if segment.number else ending
+        return head(self.backbone, last), state
+
+
+def _the(value: Tensor | None) -> Tensor:
+    assert value is not None  # asked for
+    return value
+
+
+def _choose(scores: Tensor, sample: bool) -> Tensor:
+    if sample:
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
+    return scores.argmax(dim=-1)
+
+
+def _settings(
+    model: Any, input_ids: Tensor, given: GenerationConfig | None, overrides: dict[str, Any]
+) -> tuple[GenerationConfig, LogitsProcessorList, StoppingCriteriaList]:
+    """Settings with every default filled in, and the processors and criteria that they ask for."""
+    config = copy.deepcopy(given or model.generation_config)
+    if unknown := config.update(**overrides):
+        raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+        raise ValueError("generate follows one continuation per prompt: num_beams and num_return_sequences must be 1")
+    prompt_tokens = input_ids.shape[1]
+    if config.max_new_tokens is None:
+        room = DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length - prompt_tokens
+        config.max_new_tokens = room if room > 0 else DEFAULT_NEW_TOKENS
+    eos = config.eos_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = 0 if eos is None else (eos[0] if isinstance(eos, list) else eos)
+    criteria = StoppingCriteriaList()
+    if eos is not None:
+        criteria.append(EosTokenCriteria(eos_token_id=eos))
+    if config.max_time is not None:
+        criteria.append(MaxTimeCriteria(max_time=config.max_time))
+    return config, _processors(config, prompt_tokens, str(input_ids.device)), criteria
+
+
+def _processors(config: GenerationConfig, prompt_tokens: int, device: str) -> LogitsProcessorList:
+    """Transformers' own logits processors for these settings, in its order."""
+    processors = LogitsProcessorList()
+    if (config.repetition_penalty or 1.0) != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.min_new_tokens and config.eos_token_id is not None:
+        processors.append(
+            MinNewTokensLengthLogitsProcessor(prompt_tokens, config.min_new_tokens, config.eos_token_id, device=device)
+        )
+    if config.do_sample:
+        if config.temperature is not None and config.temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            processors.append(TopKLogitsWarper(config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            processors.append(TopPLogitsWarper(config.top_p))
+        if config.min_p is not None:
+            processors.append(MinPLogitsWarper(config.min_p))
+    return processors

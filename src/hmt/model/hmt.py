@@ -1,0 +1,92 @@
+"""A causal LM with a memory, as transformers knows it: the forward pass over texts of any length.
+
+Shape legend: B rows, T tokens of a call, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+
+from hmt.memory.state import MemoryState
+from hmt.model import scoring
+from hmt.model.checkpoint import CheckpointedModel
+from hmt.model.configuration import HMTConfig
+from hmt.model.generation import SegmentGenerator
+from hmt.model.outputs import HMTOutput, RecallTrace
+from hmt.model.stream import Stream
+
+
+class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # type: ignore[misc]  # own generate
+    """Any causal LM of transformers that takes `inputs_embeds`, with a hierarchical memory around it.
+
+    Build one with `from_backbone` or `from_pretrained`; the constructor alone gives random weights.
+
+    Source: HMT (arXiv:2405.06067).
+    """
+
+    _is_stateful = True
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        memory: MemoryState | None = None,
+        loss_tokens: int | None = None,
+        output_recall: bool = False,
+        return_logits: bool = True,
+    ) -> HMTOutput:
+        """Read texts of any length and score them.
+
+        Args:
+            input_ids: (B, T). Each row is cut into segments from its own first real token.
+            attention_mask: (B, T), nonzero at real tokens; padding may stand on either side.
+            labels: (B, T), -100 where a token is not scored; a token is predicted from the one before it.
+            memory: Go on from here; start anew where None.
+            loss_tokens: Score only the last so many tokens of each row.
+            output_recall: Return what was recalled.
+            return_logits: Return logits (B, T, V). Without, the head runs only where a label is scored.
+
+        Returns:
+            `HMTOutput`; its `memory` continues the text.
+
+        Raises:
+            ValueError: On shapes that do not fit, a row without a token, or a memory of another model.
+        """
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
+            )
+        state = self.initial_state(input_ids.shape[0]) if memory is None else memory
+        self.check_state(state, input_ids.shape[0])
+        unread = state.segments_read == 0
+        stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
+        targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)
+        logits, nlls, recalled = [], [], []
+        for segment, output, after in self._steps(stream, state, return_logits=return_logits):
+            state = after
+            wanted = None if targets is None else segment.of(targets, scoring.IGNORED)
+            if output.logits is not None:
+                logits.append(output.logits)
+                if wanted is not None:
+                    nlls.append(scoring.logits_nll(output.logits, wanted))
+            elif output.hidden is not None and wanted is not None:
+                nlls.append(scoring.nll(self.backbone, output.hidden, wanted))
+            if output_recall:
+                recalled.append((output.weights, output.distances))
+        result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, self.config, unread))
+        if return_logits:
+            result.logits = stream.unpack(stream.join(logits))
+        if targets is not None:
+            result.nll = scoring.per_target(stream, stream.join(nlls))
+            result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
+            result.loss = result.nll.sum() / result.scored_mask.sum()
+        if output_recall:
+            weights = tuple(weights for weights, _ in recalled if weights is not None)
+            result.recall = RecallTrace(weights, tuple(distances for _, distances in recalled))
+        return result
+
+
+AutoConfig.register(HMTConfig.model_type, HMTConfig)
+AutoModelForCausalLM.register(HMTConfig, HMTForCausalLM)

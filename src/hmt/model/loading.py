@@ -1,0 +1,65 @@
+"""The model and tokenizer that a command's flags ask for."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hmt.config import memory_fields
+from hmt.model.hmt import HMTForCausalLM
+from hmt.options import ModelOptions
+from hmt.pretrained import load_tokenizer
+
+
+def load(options: ModelOptions) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
+    """Load a checkpoint, or wrap a backbone, and put it on its device in evaluation mode.
+
+    Raises:
+        OSError: If there is no such model or tokenizer.
+        ValueError: If the settings do not fit it.
+    """
+    device = choose_device(options.device)
+    torch.manual_seed(options.seed)
+    dtype = {} if options.dtype == "auto" else {"dtype": getattr(torch, options.dtype)}
+    fields = memory_fields(options)
+    if options.load_from_ckpt is not None:
+        model = HMTForCausalLM.from_pretrained(options.load_from_ckpt, **fields, **dtype)
+    else:
+        model = HMTForCausalLM.from_backbone(
+            options.model_name,
+            gguf_file=options.gguf_file,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            **dtype,
+            **fields,
+        )
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), _tokenizer(options, model)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is an accelerator if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _tokenizer(options: ModelOptions, model: HMTForCausalLM) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, else that of its backbone."""
+    if options.load_from_ckpt is None:
+        return load_tokenizer(options.model_name, revision=options.revision)
+    try:
+        return load_tokenizer(options.load_from_ckpt)
+    except OSError:
+        if not model.config.backbone_source:
+            raise
+        return load_tokenizer(model.config.backbone_source, revision=model.config.backbone_revision)

@@ -1,0 +1,126 @@
+"""The tokens of a call as aligned segments: each row is cut from its own first real token, whatever its padding.
+
+Shape legend: B rows, T columns of the call, L fresh tokens per segment, l columns of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmt.memory.rows import pack, take
+from hmt.memory.state import MemoryState
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of a call that belongs to one segment.
+
+    Attributes:
+        number: Index of the segment, counted from the first one of this call.
+        ids: (B, l) int64, each row's new tokens of the segment, from the left.
+        mask: (B, l) bool.
+        slots: (B, l) int64, where these tokens stand in the packed call.
+    """
+
+    number: int
+    ids: Tensor
+    mask: Tensor
+    slots: Tensor
+
+    def of(self, values: Tensor, fill: int) -> Tensor:
+        """This segment's part (B, l) of values (B, T) of the packed tokens; `fill` where a row has no token."""
+        return take(values, self.slots).masked_fill(~self.mask, fill)
+
+
+class Stream:
+    """The real tokens of a call, packed to the left, after the tokens that the state holds of an unfinished segment.
+
+    Args:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T), nonzero where a token is real; all are where it is None.
+        state: What was read before.
+        fresh_tokens: Segment length L.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a row holds no token at all.
+    """
+
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState, fresh_tokens: int) -> None:
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids must be (batch, tokens) with at least one token, got {tuple(input_ids.shape)}")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        self.real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if not self.real.any(dim=1).all():
+            empty = (~self.real.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"attention_mask leaves no token in row(s) {empty}")
+        self.fresh_tokens = fresh_tokens
+        self.pending = state.pending_counts
+        self.ids, self.mask = pack(input_ids, self.real)
+        self.lengths = self.mask.sum(dim=1)
+        self.count = int((self.pending + self.lengths - 1).max()) // fresh_tokens + 1
+        # (B, T): which packed token a column holds, and which segment and place in it that token has.
+        self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)
+        self.place = (self.index + self.pending[:, None]) % fresh_tokens
+        self.number = (self.index + self.pending[:, None]) // fresh_tokens
+        # The same text with the unfinished segment's tokens in front: segment n is [n * L, (n + 1) * L) of it.
+        self.whole_ids, self.whole_mask = pack(
+            torch.cat([state.pending_ids, self.ids], dim=1), torch.cat([state.pending_valid, self.mask], dim=1)
+        )
+
+    def __iter__(self) -> Iterator[Segment]:
+        """The segments in order, each as wide as its longest row."""
+        for number in range(self.count):
+            start, end = self._bounds(number)
+            width = int((end - start).max())
+            slots = start[:, None] + torch.arange(width, device=start.device)
+            mask = slots < end[:, None]
+            slots = slots.clamp(max=self.ids.shape[1] - 1)
+            yield Segment(number, take(self.ids, slots), mask, slots)
+
+    def _bounds(self, number: int) -> tuple[Tensor, Tensor]:
+        """First and one past the last packed token of a segment in each row, (B,) each; equal where it has none."""
+        start = (number * self.fresh_tokens - self.pending).clamp(min=0)
+        end = torch.minimum((number + 1) * self.fresh_tokens - self.pending, self.lengths)
+        return start, torch.maximum(start, end)
+
+    def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens [start, start + length) of the text with its pending tokens: ids and mask, (B, length)."""
+        pad = max(start + length - self.whole_ids.shape[1], 0)
+        ids = F.pad(self.whole_ids[:, start : start + length], (0, pad))
+        mask = F.pad(self.whole_mask[:, start : start + length], (0, pad))
+        return ids, mask
+
+    def pack(self, values: Tensor, fill: int) -> Tensor:
+        """Values (B, T) of the call's columns in the order of the packed tokens; `fill` where there is none."""
+        return pack(values, self.real)[0].masked_fill(~self.mask, fill)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """One tensor per segment, (B, l, ...) each, as values of the packed tokens, (B, T, ...)."""
+        joined = torch.cat(parts, dim=1)
+        if joined.shape[1] == self.ids.shape[1]:  # all rows alike: nothing to move
+            return joined
+        slots = torch.zeros_like(self.ids)
+        offset = 0
+        for number, part in enumerate(parts):
+            start, end = self._bounds(number)
+            place = torch.arange(self.ids.shape[1], device=start.device) - start[:, None]
+            inside = (place >= 0) & (place < (end - start)[:, None])
+            slots = torch.where(inside, place + offset, slots)
+            offset += part.shape[1]
+        return take(joined, slots)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Values of the packed tokens, (B, T) or (B, T, V), back in the call's columns; 0 at padding."""
+        if self.real.all():
+            return values
+        real = self.real if values.dim() == 2 else self.real[..., None]
+        return take(values, self.index) * real

@@ -1,0 +1,1 @@
+"""Numbers to pictures: tables for the screen and plots for the eye."""

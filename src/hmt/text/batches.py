@@ -1,0 +1,155 @@
+"""Tokens of documents, and the samples that training and evaluation read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hmt.text.documents import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TokenDocument:
+    """A document as token ids, (tokens,) int64."""
+
+    name: str
+    ids: Tensor
+
+
+def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> list[TokenDocument]:
+    """Token ids of documents, with nothing added.
+
+    Raises:
+        ValueError: If the tokenizer gives ids that the model has no embedding for.
+    """
+    tokens = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    highest = max((max(ids) for ids in tokens if ids), default=0)
+    if highest >= num_embeddings:
+        raise ValueError(
+            f"the vocabulary does not fit: the tokenizer gives token {highest}, the model has {num_embeddings}"
+        )
+    return [
+        TokenDocument(document.name, torch.tensor(ids, dtype=torch.long))
+        for document, ids in zip(documents, tokens, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Equally long rows of tokens.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T) bool.
+        labels: (B, T) int64, -100 where a token is not scored.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+def training_batches(documents: list[TokenDocument], sample_tokens: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Shuffled samples without end; a document is cut into samples and none crosses documents.
+
+    Args:
+        documents: What to learn from.
+        sample_tokens: Tokens per sample; a rest of at least half of that is a (padded) sample too.
+        batch_size: Rows B.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If no document is long enough for one sample.
+    """
+    samples = [
+        document.ids[start : start + sample_tokens]
+        for document in documents
+        for start in range(0, len(document.ids), sample_tokens)
+    ]
+    samples = [sample for sample in samples if len(sample) >= max(sample_tokens // 2, 2)]
+    if not samples:
+        longest = max(len(document.ids) for document in documents)
+        raise ValueError(
+            f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
+            f"{longest}; lower --bptt_depth or --segment_length"
+        )
+    order = random.Random(seed)
+    queue: list[int] = []
+    while True:
+        while len(queue) < batch_size:
+            epoch = list(range(len(samples)))
+            order.shuffle(epoch)
+            queue = queue + epoch
+        yield pad([samples[index] for index in queue[:batch_size]])
+        queue = queue[batch_size:]
+
+
+def pad(rows: list[Tensor]) -> Batch:
+    """Rows of different length as one batch, padded on the right."""
+    lengths = torch.tensor([len(row) for row in rows])
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return Batch(input_ids, mask, input_ids.masked_fill(~mask, IGNORED))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, end) of a document, to be predicted at every context length.
+
+    Attributes:
+        document: Index of the document.
+        start: First scored token.
+        end: One past the last scored token, where every sample of the span ends.
+    """
+
+    document: int
+    start: int
+    end: int
+
+    def sample(self, ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The `length` tokens before `end`, and their labels: -100 before `start`."""
+        window = ids[self.end - length : self.end]
+        labels = window.clone()
+        labels[: length - (self.end - self.start)] = IGNORED
+        return window, labels
+
+
+def plan_spans(
+    documents: list[TokenDocument], longest: int, target_tokens: int, spans_per_document: int, max_documents: int | None
+) -> list[Span]:
+    """One fixed set of target tokens: spread over each document that has the longest context in front of them.
+
+    Args:
+        documents: Candidates, in order.
+        longest: Longest context length, targets included.
+        target_tokens: Tokens per span.
+        spans_per_document: Spans per document at most; they do not overlap.
+        max_documents: Documents used at most.
+
+    Raises:
+        ValueError: If no document is long enough.
+    """
+    long_enough = [index for index, document in enumerate(documents) if len(document.ids) >= longest]
+    if not long_enough:
+        most = max(len(document.ids) for document in documents)
+        raise ValueError(
+            f"no document has {longest} tokens, the longest of --lengths; the longest of {len(documents)} has {most}"
+        )
+    spans = []
+    for index in long_enough[:max_documents]:
+        room = len(documents[index].ids) - longest
+        count = min(spans_per_document, 1 + room // target_tokens)
+        for number in range(count):
+            end = longest + (room * number // max(count - 1, 1) if count > 1 else 0)
+            spans.append(Span(index, end - target_tokens, end))
+    return spans

@@ -1,0 +1,97 @@
+"""Tasks by name: what to read, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from hmt.pretrained import hub_is_reachable
+from hmt.text.documents import Document, local_documents, stdlib_documents
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """A data set of a hub."""
+
+    hub_id: str
+    subset: str | None = None
+    text_column: str = "text"
+
+
+BUILT_IN = "stdlib"
+HUB_TASKS = {
+    "wikitext": HubTask("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "pg19": HubTask("emozilla/pg19"),
+}
+
+
+def load_documents(
+    task_name: str,
+    split: str,
+    *,
+    subset: str | None = None,
+    text_column: str = "text",
+    limit: int | None = None,
+) -> list[Document]:
+    """Documents of a task.
+
+    Args:
+        task_name: "stdlib", a directory with splits, a task of this list, or a hub id.
+        split: "train", "validation" or "test".
+        subset: Configuration of a hub data set.
+        text_column: Column that holds the text in tables.
+        limit: At most so many documents.
+
+    Raises:
+        OSError: If there is no such task or split, or no hub to ask.
+        ValueError: If a file cannot be read as text.
+    """
+    documents = list(islice(_source(task_name, split, subset, text_column), limit))
+    documents = [document for document in documents if document.text.strip()]
+    if not documents:
+        raise ValueError(f"{task_name} has no text in its {split} split")
+    return documents
+
+
+def _source(task_name: str, split: str, subset: str | None, text_column: str) -> Iterator[Document]:
+    if task_name == BUILT_IN:
+        return stdlib_documents(split)
+    directory = Path(task_name).expanduser()
+    if directory.is_dir():
+        return local_documents(directory, split, text_column)
+    if directory.exists():
+        raise NotADirectoryError(
+            f"{task_name} is a file; give the directory that holds its split, such as DIR/test.txt"
+        )
+    if directory.is_absolute() or task_name.startswith(".") or task_name.count("/") > 1:
+        raise FileNotFoundError(f"no task directory at {task_name}")
+    task = HUB_TASKS.get(task_name, HubTask(task_name))
+    return _hub_documents(task, split, subset or task.subset, text_column)
+
+
+def _hub_documents(task: HubTask, split: str, subset: str | None, text_column: str) -> Iterator[Document]:
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise ImportError(f"reading {task.hub_id} from a hub needs datasets: pip install hmt[data]") from error
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and not hub_is_reachable():
+        known = ", ".join((BUILT_IN, *HUB_TASKS))
+        raise OSError(
+            f"no task {task.hub_id!r}: it is no local directory, and the hub cannot be reached (HF_HUB_OFFLINE=1 uses "
+            f"what is cached); give a directory with {split}.txt, .jsonl or .parquet, or one of {known}"
+        )
+    try:
+        rows = datasets.load_dataset(task.hub_id, subset, split=split)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise OSError(f"cannot load {task.hub_id} ({split}): {str(error).splitlines()[0]}") from error
+    if text_column not in rows.column_names:
+        raise ValueError(
+            f"{task.hub_id} has no text column {text_column!r}; it has {', '.join(rows.column_names)}; "
+            "name one with --text_column"
+        )
+    return (Document(f"{task.hub_id}:{number}", row[text_column]) for number, row in enumerate(rows))

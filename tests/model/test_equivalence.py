@@ -1,0 +1,207 @@
+"""One text, many ways to read it, one result. The backbone of the suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hmt import HMTForCausalLM, MemoryState
+from tests.conftest import FAMILIES, make_model, random_ids
+
+MODES = ("hmt", "short_term", "rmt", "backbone")
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"recall_query": "previous"},
+    {"memory_injection": "published"},
+    {"num_memory_tokens": 2, "mem_recall_context": 5},
+    {"mode": "short_term"},
+    {"mode": "rmt", "num_memory_tokens": 2},
+    {"mode": "backbone"},
+    {"mode": "backbone", "num_sensory": 0},
+    {"num_sensory": 14},
+]
+
+
+def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-5) -> None:
+    """Compare two states value by value, wherever a slot is valid."""
+    assert torch.equal(got.tokens_read, expected.tokens_read)
+    assert torch.equal(got.segments_read, expected.segments_read)
+    assert torch.equal(got.pending_counts, expected.pending_counts)
+    for name in ("tail", "pending"):
+        for row in range(got.batch_size):
+            left, right = (getattr(s, f"{name}_ids")[row][getattr(s, f"{name}_valid")[row]] for s in (got, expected))
+            assert torch.equal(left, right), name
+    for row in range(got.batch_size):
+        kept, wanted = got.bank.valid[row], expected.bank.valid[row]
+        assert torch.equal(got.bank.segments[row][kept], expected.bank.segments[row][wanted])
+        torch.testing.assert_close(
+            got.bank.embeddings[row][kept], expected.bank.embeddings[row][wanted], atol=atol, rtol=0
+        )
+        torch.testing.assert_close(got.bank.usage[row][kept], expected.bank.usage[row][wanted], atol=atol, rtol=0)
+
+
+def stepwise(model: HMTForCausalLM, ids: Tensor) -> tuple[Tensor, MemoryState]:
+    """Logits and state from calling `step` by hand, a segment at a time."""
+    logits, state = [], None
+    for segment in ids.split(model.config.fresh_tokens, dim=1):
+        output, state = model.step(segment, state)
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1), state
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@torch.no_grad()
+def test_one_call_equals_step_by_step(fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
+    ids = random_ids(2, 100)
+    output = model(ids)
+    logits, state = stepwise(model, ids)
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
+    assert_same_state(output.memory, state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_family_reads_in_segments_as_in_one_call(family: str) -> None:
+    model = make_model(family)
+    ids = random_ids(2, 50)
+    output = model(ids, labels=ids)
+    logits, state = stepwise(model, ids)
+    assert output.loss.isfinite()
+    torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
+    assert_same_state(output.memory, state, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@pytest.mark.parametrize("split", [1, 7, 14, 27, 28, 29, 69])
+@torch.no_grad()
+def test_reading_in_two_calls_equals_reading_in_one(fields: dict[str, Any], split: int) -> None:
+    model = make_model(**fields)
+    ids = random_ids(2, 70, seed=1)
+    whole = model.remember(ids)
+    parts = model.remember(ids[:, split:], model.remember(ids[:, :split]))
+    assert_same_state(parts, whole)
+    assert_same_state(model(ids[:, split:], memory=model(ids[:, :split]).memory).memory, whole)
+
+
+@torch.no_grad()
+def test_reading_token_by_token_equals_reading_in_one(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 33)
+    state = None
+    for token in ids.split(1, dim=1):
+        state = model.remember(token, state)
+    assert_same_state(state, model.remember(ids))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"recall_query": "previous"}, {"mode": "short_term"}, {"mode": "backbone"}], ids=str
+)
+@torch.no_grad()
+def test_causal_modes_give_the_same_logits_wherever_the_text_is_split(fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
+    ids = random_ids(1, 70)
+    whole = model(ids).logits
+    for split in (3, 14, 31):
+        first = model(ids[:, :split])
+        second = model(ids[:, split:], memory=first.memory)
+        got = torch.cat([first.logits, second.logits], dim=1)
+        torch.testing.assert_close(got, whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_saved_and_restored_memory_goes_on_as_if_nothing_had_happened(model: HMTForCausalLM, tmp_path: Path) -> None:
+    ids = random_ids(2, 90)
+    state = model.remember(ids[:, :47])
+    state.save(tmp_path / "text.memory")
+    restored = MemoryState.load(tmp_path / "text.memory")
+    for left, right in ((model(ids[:, 47:], memory=restored), model(ids[:, 47:], memory=state)),):
+        assert torch.equal(left.logits, right.logits)
+        assert_same_state(left.memory, right.memory, atol=0)
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@torch.no_grad()
+def test_a_row_in_a_batch_reads_as_it_does_alone(fields: dict[str, Any], side: str) -> None:
+    model = make_model(**fields)
+    lengths = [70, 1, 33, 14, 15]
+    rows = [random_ids(1, length, seed=length)[0] for length in lengths]
+    width = 76
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = {"left": width - len(row), "right": 0, "both": (width - len(row)) // 2}[side]
+        ids[index, start : start + len(row)] = row
+        mask[index, start : start + len(row)] = 1
+    output = model(ids, attention_mask=mask, labels=ids)
+    for index, row in enumerate(rows):
+        alone = model(row[None], labels=row[None])
+        real = mask[index].bool()
+        torch.testing.assert_close(output.logits[index][real], alone.logits[0], atol=1e-4, rtol=0)
+        assert not output.logits[index][~real].any()
+        scored = output.scored_mask[index]
+        torch.testing.assert_close(output.nll[index][scored], alone.nll[0], atol=1e-4, rtol=0)
+        assert not output.nll[index][~scored].any()
+        assert torch.equal(output.causal_mask[index][scored], alone.causal_mask[0])
+        assert_same_state(output.memory.map(lambda t, i=index: t[i : i + 1]), alone.memory, atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_at_different_places_of_their_segments_go_on_together() -> None:
+    model = make_model()
+    texts = [random_ids(1, n, seed=n)[0] for n in (60, 41)]
+    first, mask = torch.zeros(2, 20, dtype=torch.long), torch.ones(2, 20)
+    first[0], first[1, :9], mask[1, 9:] = texts[0][:20], texts[1][:9], 0
+    state = model.remember(first, attention_mask=mask)
+    second, mask = torch.zeros(2, 40, dtype=torch.long), torch.ones(2, 40)
+    second[0], second[1, :32], mask[1, 32:] = texts[0][20:], texts[1][9:], 0
+    output = model(second, attention_mask=mask, memory=state)
+    for index, text in enumerate(texts):
+        assert_same_state(output.memory.map(lambda t, i=index: t[i : i + 1]), model.remember(text[None]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_a_segment_without_a_token_of_a_row_leaves_its_memory_untouched(mode: str) -> None:
+    model = make_model(mode=mode)
+    length = model.config.fresh_tokens
+    state = model.remember(random_ids(2, 2 * length + 3))
+    rest = length - 3
+    mask = torch.tensor([[True] * rest, [False] * rest])
+    _, after = model.step(random_ids(2, rest, seed=3), state, segment_mask=mask)
+    assert_same_state(after.map(lambda t: t[1:]), state.map(lambda t: t[1:]), atol=0)
+    assert after.segments_read.tolist() == [3, 2]
+
+
+@torch.no_grad()
+def test_step_changes_nothing_but_what_it_returns(model: HMTForCausalLM) -> None:
+    state = model.remember(random_ids(1, 45))
+    before = state.clone()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    once, again = (model.step(random_ids(1, 11), state)[0].logits for _ in range(2))
+    assert torch.equal(once, again)
+    assert_same_state(state, before, atol=0)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_summaries_give_the_same_however_many_run_at_once() -> None:
+    ids = random_ids(2, 150)
+    one, many = (make_model(summary_batch_tokens=n)(ids).logits for n in (1, 10_000))
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_head_on_scored_positions_gives_the_nats_of_the_whole_logits(model: HMTForCausalLM) -> None:
+    ids = random_ids(2, 60)
+    labels = ids.clone()
+    labels[:, 5:30] = -100
+    with_logits, without = (model(ids, labels=labels, return_logits=flag) for flag in (True, False))
+    assert without.logits is None
+    torch.testing.assert_close(with_logits.nll, without.nll, atol=1e-5, rtol=0)
+    shifted = torch.nn.functional.cross_entropy(with_logits.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert with_logits.loss.item() == pytest.approx(shifted.item(), abs=1e-5)
+    assert not without.nll[:, 4:29].any()
