@@ -113,7 +113,7 @@ def training_step(
         loss_tokens=options.loss_tokens,
         return_logits=False,
     )
-    loss = float(output.loss)
+    loss = float(output.loss.detach())
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss}; the step was not taken: lower --memory_learning_rate")
     optimizer.zero_grad(set_to_none=True)

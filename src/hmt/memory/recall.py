@@ -99,7 +99,7 @@ class GatedInjection(nn.Module):
         prompt = self.base.expand(rows, -1, -1)
         if recalled is not None:
             values = recalled.to(self.base.dtype)
-            normed = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + 1e-6)
+            normed = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + 1e-12)
             share = self.gain * self.rms_scale * self.projection(normed)
             prompt = prompt + torch.where(filled[:, None, None], share, torch.zeros_like(share))
         return prompt, self.trailing.expand(rows, -1, -1)

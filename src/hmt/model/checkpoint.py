@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -201,12 +202,15 @@ class CheckpointedModel(MemoryModel):
             config = _read_config(path, fields, hub)
         optional = {"_raise_exceptions_for_missing_entries": False} | hub
         memory_file = cached_file(path, MEMORY_FILE, **optional)
-        if memory_file is None:
-            model = super().from_pretrained(path, *args, config=config, **kwargs)
-        else:
-            model = cls._complete(config, memory_file, kwargs.get("dtype"))
-        if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
-            model.backbone.load_adapter(str(Path(adapter).parent))
+        try:
+            if memory_file is None:
+                model = super().from_pretrained(path, *args, config=config, **kwargs)
+            else:
+                model = cls._complete(config, memory_file, kwargs.get("dtype"))
+            if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
+                model.backbone.load_adapter(str(Path(adapter).parent))
+        except SafetensorError as error:
+            raise OSError(f"cannot load {path}: {error}") from error
         return model.eval()
 
     @classmethod
@@ -234,9 +238,11 @@ class CheckpointedModel(MemoryModel):
 def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTConfig:
     """The configuration of a checkpoint, with some of its fields changed."""
     values, _ = HMTConfig.get_config_dict(path, **hub)
-    if values.get("model_type") != HMTConfig.model_type:
+    if "model_type" not in values:
+        raise OSError(f"{path} is no checkpoint: it has no config.json with a model_type")
+    if values["model_type"] != HMTConfig.model_type:
         raise ValueError(
-            f"{path} holds a {values.get('model_type')} model without a memory; wrap it with from_backbone "
+            f"{path} holds a {values['model_type']} model without a memory; wrap it with from_backbone "
             "(--model_name), do not load it as a checkpoint"
         )
     for name in SHAPING_FIELDS:

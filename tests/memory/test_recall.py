@@ -1,0 +1,75 @@
+"""Recall against the equations written out, and how its result becomes a prompt."""
+
+from __future__ import annotations
+
+import torch
+
+from hmt.config import MemoryConfig
+from hmt.memory.bank import Bank
+from hmt.memory.recall import GatedInjection, Memory, PublishedInjection, Recall
+
+
+def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
+    """A bank with so many filled slots per row."""
+    rows, slots, _ = embeddings.shape
+    valid = torch.arange(slots) < torch.tensor(counts)[:, None]
+    return Bank(embeddings, valid, torch.arange(slots).expand(rows, -1), torch.zeros(rows, slots))
+
+
+@torch.no_grad()
+def test_recall_is_the_attention_of_the_paper() -> None:
+    torch.manual_seed(0)
+    recall = Recall(6, 4)
+    summary, embeddings = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
+    recalled, weights = recall(summary, bank_of(embeddings, [5, 5]))
+    scores = recall.wq(summary) @ recall.wk(embeddings).transpose(1, 2) / 4**0.5
+    torch.testing.assert_close(weights, scores.softmax(-1))
+    torch.testing.assert_close(recalled, scores.softmax(-1) @ embeddings)
+
+
+@torch.no_grad()
+def test_empty_slots_get_no_weight() -> None:
+    torch.manual_seed(0)
+    recall = Recall(6, 4)
+    summary, embeddings = torch.randn(2, 1, 6), torch.randn(2, 5, 6)
+    _, weights = recall(summary, bank_of(embeddings, [5, 2]))
+    assert weights[1, 0, 2:].tolist() == [0, 0, 0]
+    alone, _ = recall(summary[1:], bank_of(embeddings[1:, :2], [2]))
+    torch.testing.assert_close(recall(summary, bank_of(embeddings, [5, 2]))[0][1:], alone)
+
+
+@torch.no_grad()
+def test_a_published_prompt_is_the_recalled_embedding_on_both_sides() -> None:
+    injection = PublishedInjection(1, 4)
+    injection.initial.fill_(7.0)
+    recalled = torch.randn(2, 1, 4)
+    leading, trailing = injection(recalled, torch.tensor([True, False]))
+    assert torch.equal(leading, trailing)
+    assert torch.equal(leading[0], recalled[0])
+    assert leading[1].eq(7).all()
+
+
+@torch.no_grad()
+def test_a_gated_prompt_stays_the_size_of_a_token_embedding_whatever_is_recalled() -> None:
+    injection = GatedInjection(1, 64, gain=0.2)
+    base = torch.randn(64) * 0.1
+    injection.initialise(base, torch.tensor(0.1))
+    for size in (1e-3, 1.0, 1e3):
+        leading, _ = injection(size * torch.randn(1, 1, 64), torch.tensor([True]))
+        share = (leading[0, 0] - base).pow(2).mean().sqrt()
+        torch.testing.assert_close(share, torch.tensor(0.02), rtol=0.1, atol=0)
+    nothing, _ = injection(None, torch.tensor([False]))
+    assert torch.equal(nothing[0, 0], base)
+
+
+def test_only_what_a_mode_uses_exists() -> None:
+    names = {
+        mode: {name.split(".")[0] for name, _ in Memory(MemoryConfig(mode=mode), 8).named_parameters()}
+        for mode in ("hmt", "short_term", "rmt", "backbone")
+    }
+    assert names == {
+        "hmt": {"summary_prompt", "recall", "injection"},
+        "short_term": {"injection"},
+        "rmt": {"injection"},
+        "backbone": set(),
+    }

@@ -1,0 +1,90 @@
+"""The memory file: what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hmt import HMTForCausalLM, MemoryState
+from tests.conftest import make_model, random_ids
+
+
+def test_a_file_holds_every_tensor_and_the_identity(model: HMTForCausalLM, tmp_path: Path) -> None:
+    state = model.remember(random_ids(2, 75))
+    state.save(tmp_path / "book.memory")
+    restored = MemoryState.load(tmp_path / "book.memory")
+    assert restored.model == state.model
+    for name, tensor in state._tensors().items():
+        assert torch.equal(restored._tensors()[name], tensor), name
+    assert [file.name for file in tmp_path.iterdir()] == ["book.memory"]
+
+
+def test_a_clone_shares_nothing(model: HMTForCausalLM) -> None:
+    state = model.remember(random_ids(1, 40))
+    clone = state.clone()
+    clone.bank.embeddings.zero_()
+    assert state.bank.embeddings.abs().max() > 0
+
+
+def test_size_does_not_grow_once_the_bank_is_full(model: HMTForCausalLM) -> None:
+    sizes = {model.remember(random_ids(1, 14 * n)).nbytes for n in (5, 50)}
+    assert len(sizes) == 1
+
+
+def test_the_text_form_says_what_was_read(model: HMTForCausalLM) -> None:
+    text = repr(model.remember(random_ids(1, 40)))
+    assert "40 tokens read" in text
+    assert "2 memory embeddings kept" in text
+    assert "LlamaForCausalLM" in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"mode": "rmt"}, {"segment_length": 30}, {"family": "opt_projected"}],
+    ids=str,
+)
+def test_a_memory_of_another_model_is_refused_with_both_named(model: HMTForCausalLM, other: dict) -> None:
+    state = model.remember(random_ids(1, 40))
+    reader = make_model(**other)
+    with pytest.raises(ValueError, match=r"was written by LlamaForCausalLM \(width 32.*the model reading it is \w+"):
+        reader(random_ids(1, 5), memory=state)
+
+
+def test_the_same_model_with_a_larger_bank_may_go_on(model: HMTForCausalLM) -> None:
+    state = model.remember(random_ids(1, 140))
+    larger = model.variant(mem_recall_context=9)
+    assert larger.remember(random_ids(1, 140), state).bank.valid.sum() == 9
+
+
+def test_a_memory_of_another_batch_is_refused(model: HMTForCausalLM) -> None:
+    state = model.remember(random_ids(2, 20))
+    with pytest.raises(ValueError, match=r"memory holds 2 row\(s\), input_ids has 3"):
+        model(random_ids(3, 5), memory=state)
+
+
+def test_files_that_are_no_memory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no memory file at"):
+        MemoryState.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="is not a memory file"):
+        MemoryState.load(tmp_path / "text")
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"format is None, expected 'hmt\.memory'"):
+        MemoryState.load(tmp_path / "weights.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "newer", metadata={"format": "hmt.memory", "version": "99"})
+    with pytest.raises(ValueError, match="has memory format 99, this program reads 1"):
+        MemoryState.load(tmp_path / "newer")
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(model: HMTForCausalLM, tmp_path: Path) -> None:
+    path = tmp_path / "book.memory"
+    model.remember(random_ids(1, 30)).save(path)
+    before = path.read_bytes()
+    (tmp_path / "full").mkdir()
+    with pytest.raises(OSError, match=r"book\.memory|full"):
+        model.remember(random_ids(1, 60)).save(tmp_path / "full")
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["book.memory", "full"]

@@ -1,0 +1,159 @@
+"""Save and load: what goes into the directory, and that nothing changes on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hmt import HMTConfig, HMTForCausalLM
+from tests.conftest import FAMILIES, make_backbone, make_model, random_ids
+
+
+def names(folder: Path) -> set[str]:
+    """Files of a directory."""
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def assert_same_model(got: HMTForCausalLM, expected: HMTForCausalLM) -> None:
+    """Same weights, same output, same settings."""
+    ids = random_ids(1, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(got.eval()(ids).logits, expected.eval()(ids).logits, atol=1e-6, rtol=0)
+    for name, value in expected.memory.state_dict().items():
+        assert torch.equal(got.memory.state_dict()[name], value), name
+    assert got.config.segment_length == expected.config.segment_length
+    assert got.identity() == expected.identity()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
+    model = make_model(family, memory_injection="published" if family == "gpt2" else "gated")
+    model.save_pretrained(tmp_path)
+    assert "model.safetensors" in names(tmp_path)
+    assert_same_model(HMTForCausalLM.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("mode", ["hmt", "short_term", "rmt", "backbone"])
+def test_the_auto_classes_know_the_model(mode: str, tmp_path: Path) -> None:
+    model = make_model(mode=mode)
+    model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), HMTConfig)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, HMTForCausalLM)
+    assert_same_model(loaded, model)
+
+
+def test_shards_and_bfloat16_come_back(tmp_path: Path) -> None:
+    model = make_model("qwen2")
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert "model.safetensors.index.json" in names(tmp_path)
+    assert_same_model(HMTForCausalLM.from_pretrained(tmp_path), model)
+    half = HMTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.backbone.dtype == torch.bfloat16
+    assert {p.dtype for p in half.memory.parameters()} == {torch.float32}
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    model = make_model("gemma2")
+    assert model.backbone.lm_head.weight is model.backbone.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path)
+    assert loaded.backbone.lm_head.weight is loaded.backbone.model.embed_tokens.weight
+
+
+def test_a_frozen_backbone_that_can_be_found_again_is_left_out(backbone_dir: Path, tmp_path: Path) -> None:
+    model = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4).eval()
+    model.freeze_backbone()
+    with torch.no_grad():
+        for parameter in model.memory.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    assert names(tmp_path) == {"config.json", "generation_config.json", "memory.safetensors"}
+    assert_same_model(HMTForCausalLM.from_pretrained(tmp_path), model)
+    model.save_pretrained(tmp_path, save_backbone=True)
+    assert "memory.safetensors" not in names(tmp_path)
+    assert_same_model(HMTForCausalLM.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_adapter_is_saved_in_the_format_of_peft(by_name: bool, backbone_dir: Path, tmp_path: Path) -> None:
+    source = backbone_dir if by_name else make_backbone()
+    model = HMTForCausalLM.from_backbone(source, segment_length=20, num_sensory=4).eval()
+    model.add_lora(rank=4)
+    trainable = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(tmp_path)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names(tmp_path)
+    assert ("memory.safetensors" in names(tmp_path)) == by_name
+    loaded = HMTForCausalLM.from_pretrained(tmp_path)
+    assert_same_model(loaded, model)
+    alone = PeftModel.from_pretrained(make_backbone(), tmp_path / "adapter").eval()
+    ids = random_ids(1, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(alone(ids).logits, model.backbone(ids).logits, atol=1e-5, rtol=0)
+    base = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == (str(backbone_dir) if by_name else None)
+
+
+def test_settings_can_change_when_loading(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path, mode="short_term", segment_length=40)
+    assert (loaded.config.mode, loaded.config.fresh_tokens) == ("short_term", 34)
+    assert torch.equal(loaded.memory.injection.base, model.memory.injection.base)
+
+
+def test_a_variant_shares_its_parameters(model: HMTForCausalLM) -> None:
+    variant = model.variant(mode="short_term", segment_length=40)
+    assert variant.backbone is model.backbone
+    assert variant.memory.injection.base is model.memory.injection.base
+    assert variant.memory.recall is None
+    again = variant.variant(mode="hmt")
+    assert again.memory.injection.base is model.memory.injection.base
+    assert again.memory.recall is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"segment_length": 5}, r"segment_length must exceed 2 \* num_memory_tokens \+ num_sensory \(6\), got 5"),
+        ({"mem_recall_hidden_dim": 8}, "mem_recall_hidden_dim is 16 in .* and cannot be read as 8"),
+        ({"memory_injection": "published"}, "memory_injection is gated in .* and cannot be read as published"),
+    ],
+)
+def test_settings_that_do_not_fit_the_weights_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        HMTForCausalLM.from_pretrained(tmp_path, **fields)
+
+
+def test_what_is_no_checkpoint_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a llama model without a memory"):
+        HMTForCausalLM.from_pretrained(backbone_dir)
+    with pytest.raises(FileNotFoundError, match="no checkpoint directory at"):
+        HMTForCausalLM.from_pretrained(tmp_path / "none")
+    with pytest.raises(OSError, match=r"config\.json"):
+        HMTForCausalLM.from_pretrained(tmp_path)
+
+
+def test_an_unknown_field_is_refused(backbone_dir: Path) -> None:
+    with pytest.raises(ValueError, match="HMTConfig has no field block_size"):
+        HMTForCausalLM.from_backbone(backbone_dir, block_size=12)
+
+
+def test_a_config_can_be_given_whole(backbone_dir: Path) -> None:
+    config = HMTConfig(segment_length=24, num_sensory=2)
+    model = HMTForCausalLM.from_backbone(backbone_dir, config, num_sensory=3)
+    assert (model.config.segment_length, model.config.num_sensory) == (24, 3)
+    assert model.config.backbone_config.model_type == "llama"

@@ -1,0 +1,64 @@
+"""What learns: gradients reach every parameter of the memory, through all segments, unless they are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import make_model, random_ids
+
+
+@pytest.mark.parametrize("injection", ["published", "gated"])
+@pytest.mark.parametrize("query", ["prefix", "previous"])
+def test_every_parameter_of_the_memory_gets_a_gradient(injection: str, query: str) -> None:
+    model = make_model(memory_injection=injection, recall_query=query).train()
+    ids = random_ids(2, 70)
+    model(ids, labels=ids, return_logits=False).loss.backward()
+    for name, parameter in model.memory.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("mode", ["short_term", "rmt"])
+def test_no_mode_has_a_parameter_that_nothing_uses(mode: str) -> None:
+    model = make_model(mode=mode).train()
+    ids = random_ids(1, 40)
+    model(ids, labels=ids, return_logits=False).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert unused == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"mode": "rmt"}], ids=str)
+def test_the_last_segment_teaches_what_the_first_one_remembers(fields: dict[str, Any]) -> None:
+    model = make_model(**fields).train()
+    length = model.config.fresh_tokens
+    ids = random_ids(1, 3 * length)
+    first = model(ids[:, :length]).memory
+    first.bank.embeddings.retain_grad()
+    labels = ids[:, length:].clone()
+    labels[:, :-3] = -100
+    model(ids[:, length:], labels=labels, memory=first).loss.backward()
+    assert first.bank.embeddings.grad.abs().max() > 0
+
+
+def test_a_detached_memory_lets_no_gradient_through() -> None:
+    model = make_model().train()
+    ids = random_ids(1, 42)
+    first = model(ids[:, :14]).memory
+    first.bank.embeddings.retain_grad()
+    model(ids[:, 14:], labels=ids[:, 14:], memory=first.detach()).loss.backward()
+    assert first.bank.embeddings.grad is None
+
+
+def test_the_recomputed_head_gives_the_gradients_of_whole_logits() -> None:
+    model = make_model().train()
+    ids = random_ids(2, 50)
+    gradients = []
+    for return_logits in (True, False):
+        model.zero_grad()
+        model(ids, labels=ids, return_logits=return_logits).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,155 @@
+"""The command line: help at once, flags over files over defaults, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmt.cli import VERBS, parse
+from hmt.options import parse_counts
+from tests.conftest import byte_tokenizer, make_backbone, make_model
+
+
+def test_help_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, hmt_cli\n"
+        "from hmt.cli import run\n"
+        "for verb in [[]] + [[v] for v in ('demo', 'train', 'evaluate', 'generate', 'convert')]:\n"
+        "    try: run([*verb, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert verb in done.stdout
+    assert "--mem_recall_context INT" in done.stdout
+    assert "Capacity N of the memory bank" in done.stdout
+
+
+@pytest.mark.parametrize("spelling", ["--num_sensory", "--num-sensory"])
+def test_dashes_and_underscores_are_the_same(spelling: str) -> None:
+    assert parse("evaluate", [spelling, "7"]).num_sensory == 7
+    assert parse("evaluate", [f"{spelling}=7"]).num_sensory == 7
+
+
+def test_every_boolean_can_be_switched_off() -> None:
+    assert parse("train", ["--no-lr_decay"]).lr_decay is False
+    assert parse("train", ["--lr_decay", "--use_lora"]).use_lora is True
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_checkpoint(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "ckpt")
+    (tmp_path / "run.yaml").write_text("num_sensory: 3\nsave-ckpt: somewhere\ntraining_step: 7\n")
+    flags = ["--load_from_ckpt", str(tmp_path / "ckpt"), "--config", str(tmp_path / "run.yaml"), "--training_step", "9"]
+    options = parse("train", flags)
+    assert (options.segment_length, options.num_sensory, options.training_step) == (20, 3, 9)
+    assert options.save_ckpt == Path("somewhere")
+    assert options.load_from_ckpt == str(tmp_path / "ckpt")
+
+
+def test_token_counts_are_written_short() -> None:
+    assert parse_counts("8k, 512,1m,1k") == [512, 1024, 8192, 1024 * 1024]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path, task_dir: Path) -> dict[str, Path]:
+    """Directories that the mistakes below need."""
+    root = tmp_path_factory.mktemp("places")
+    (root / "latin").mkdir()
+    (root / "latin/test.txt").write_bytes(b"caf\xe9" * 1000)
+    (root / "columns").mkdir()
+    (root / "columns/test.jsonl").write_text('{"body": "x"}\n')
+    (root / "broken.yaml").write_text("a: [1\n")
+    (root / "unknown.yaml").write_text("block_size: 3\n")
+    small = make_backbone()
+    small.resize_token_embeddings(100)
+    small.save_pretrained(root / "small")
+    byte_tokenizer().save_pretrained(root / "small")
+    (root / "untokenized").mkdir()
+    make_backbone().save_pretrained(root / "untokenized")
+    (root / "damaged").mkdir()
+    make_model().save_pretrained(root / "damaged")
+    (root / "damaged/model.safetensors").write_bytes(b"nonsense")
+    return {"root": root, "backbone": backbone_dir, "task": task_dir}
+
+
+MISTAKES = {
+    "unknown verb": ("walk", "there is no verb 'walk'; the verbs are demo, train"),
+    "unknown flag": ("evaluate --segment_lenght 3", "Unrecognized options: --segment_lenght"),
+    "no number": ("evaluate --segment_length x", "invalid literal for int"),
+    "unknown task": ("evaluate --task_name {root}/none", "no task directory at"),
+    "unknown hub task": ("evaluate --task_name nobody/nothing", "nobody/nothing"),
+    "unknown model": ("evaluate --model_name {root}/none --task_name {task}", "no model directory at"),
+    "unknown hub model": ("evaluate --model_name nobody/nothing --task_name {task}", "no model 'nobody/nothing'"),
+    "missing column": ("evaluate --task_name {root}/columns", "has no text column 'text'; it has body"),
+    "not UTF-8": ("evaluate --task_name {root}/latin", "is not UTF-8 text: byte 3"),
+    "window too small": ("evaluate --segment_length 20", "segment_length must exceed 2 * num_memory_tokens"),
+    "window too large": (
+        "evaluate --model_name {backbone} --task_name {task} --segment_length 4000",
+        "segment_length 4000 exceeds the 512 positions",
+    ),
+    "vocabulary": (
+        "evaluate --model_name {root}/small --task_name {task} --lengths 512",
+        "the vocabulary does not fit: the tokenizer gives token",
+    ),
+    "no tokenizer": ("evaluate --model_name {root}/untokenized --task_name {task}", "no tokenizer at"),
+    "no checkpoint": ("evaluate --load_from_ckpt {root}/none --task_name {task}", "no checkpoint directory at"),
+    "checkpoint of another kind": (
+        "evaluate --load_from_ckpt {backbone} --task_name {task}",
+        "holds a llama model without a memory",
+    ),
+    "damaged checkpoint": ("evaluate --load_from_ckpt {root}/damaged --task_name {task}", "cannot load"),
+    "too long": ("evaluate --model_name {backbone} --task_name {task} --lengths 9k", "no document has 9216 tokens"),
+    "unknown row": ("evaluate --modes hmt,hmm", "modes must be of backbone, isolated"),
+    "no length": ("evaluate --lengths 1x", "'1x' is no number of tokens"),
+    "no device": (
+        "evaluate --model_name {backbone} --task_name {task} --device cuda:9",
+        "device 'cuda:9' cannot be used",
+    ),
+    "no policy": (
+        "evaluate --model_name {backbone} --task_name {task} --memory_policy x",
+        "memory_policy must be one of fifo",
+    ),
+    "no prompt": ("generate", "one of --prompt and --prompt_file"),
+    "no prompt file": ("generate --prompt_file {root}/none", "No such file"),
+    "broken yaml": ("train --config {root}/broken.yaml", "is not YAML"),
+    "unknown setting": ("train --config {root}/unknown.yaml", "sets block_size, which is no flag"),
+    "no yaml": ("train --config {root}/none.yaml", "No such file"),
+    "both stages": ("train --hmt_stage_1 --hmt_stage_2", "exclude each other"),
+    "nothing to train": (
+        "train --model_name {backbone} --task_name {task} --mode backbone --segment_length 64",
+        "nothing to train",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(mistake: str, places: dict[str, Path], run_cli: Any) -> None:
+    command, message = MISTAKES[mistake]
+    before = sorted(places["root"].rglob("*"))
+    status, said, complaint = run_cli(*command.format(**places).split())
+    assert status == 2
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert complaint.startswith(f"hmt {command.split()[0]}: ")
+    assert said == ""
+    assert sorted(places["root"].rglob("*")) == before
+
+
+def test_generate_streams_and_writes_json(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    status, said, _ = run_cli(
+        "generate", "--model_name", backbone_dir, "--segment_length", 20, "--num_sensory", 4,
+        "--prompt", "hello there, this is longer than a segment", "--max_new_tokens", 8, "--json", tmp_path / "g.json",
+    )  # fmt: skip
+    assert status == 0
+    figures = json.loads((tmp_path / "g.json").read_text())
+    assert figures["prompt_tokens"] == 42
+    assert figures["new_tokens"] == 8
+    assert figures["text"].strip() in said

@@ -1,0 +1,73 @@
+"""Evaluation: the same targets at every length, and figures that can be computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from hmt.evaluate import evaluate_rows
+from hmt.options import EvaluateOptions
+from hmt.text.batches import TokenDocument
+from tests.conftest import make_backbone, make_model, random_ids
+
+
+def options(**fields: object) -> EvaluateOptions:
+    """Options for the tiny model."""
+    return EvaluateOptions(segment_length=20, num_sensory=4, **fields)  # type: ignore[arg-type]
+
+
+def texts(*lengths: int) -> list[TokenDocument]:
+    """Random documents."""
+    return [TokenDocument(str(n), random_ids(1, length, seed=n)[0]) for n, length in enumerate(lengths)]
+
+
+@torch.no_grad()
+def test_isolated_segments_score_as_the_backbone_on_each_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = texts(100, 120)
+    result = evaluate_rows(
+        make_model(), tokenizer, documents, options(lengths="80,40", modes="isolated", target_tokens=25)
+    )
+    backbone = make_backbone()
+    for row in result["rows"]:
+        nats = []
+        for document in documents:
+            sample = document.ids[80 - row["context_tokens"] : 80]
+            logits = torch.cat([backbone(segment[None]).logits[0] for segment in sample.split(20)])
+            nll = torch.nn.functional.cross_entropy(logits[:-1], sample[1:], reduction="none")
+            nats += nll[-25:].tolist()
+        assert row["tokens"] == 50
+        assert row["loss"] == pytest.approx(sum(nats) / 50, abs=1e-5)
+        assert row["ppl"] == pytest.approx(math.exp(sum(nats) / 50), rel=1e-5)
+        assert row["ppl_causal"] == pytest.approx(row["ppl"])
+
+
+def test_the_rows_read_as_they_are_named_with_one_window(tokenizer: PreTrainedTokenizerFast) -> None:
+    names = "backbone,isolated,rmt,short_term,hmt,hmt_previous"
+    rows = evaluate_rows(make_model(), tokenizer, texts(90), options(lengths="80", modes=names))["rows"]
+    assert [row["row"] for row in rows] == names.split(",")
+    assert [row["num_sensory"] for row in rows] == [4, 0, 0, 4, 4, 4]
+    assert {row["segment_length"] for row in rows} == {20}
+    by_name = {row["row"]: row for row in rows}
+    assert by_name["hmt"]["causal_tokens"] < by_name["hmt"]["tokens"]
+    assert by_name["hmt_previous"]["causal_tokens"] == by_name["hmt_previous"]["tokens"] == 40
+
+
+def test_spans_side_by_side_score_as_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    losses = [
+        [row["loss"] for row in evaluate_rows(
+            make_model(), tokenizer, texts(100, 130, 90), options(lengths="60,80", modes="hmt,rmt", batch_size=size)
+        )["rows"]]
+        for size in (1, 3)
+    ]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_evaluation_leaves_the_model_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate_rows(model, tokenizer, texts(90), options(lengths="80", modes="backbone,hmt"))
+    assert model.config.mode == "hmt"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,53 @@
+"""Where models come from, with and without a hub."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from hmt import pretrained
+from hmt.pretrained import BUILT_INS, BuiltIn, hub_is_reachable, load_backbone, load_tokenizer, locate
+
+
+def test_a_directory_is_itself(backbone_dir: Path) -> None:
+    assert locate(str(backbone_dir), "model") == (str(backbone_dir), True)
+    assert load_backbone(str(backbone_dir)).config.model_type == "llama"
+    assert load_tokenizer(str(backbone_dir)).encode("a") == load_tokenizer(str(backbone_dir)).encode("a")
+
+
+def test_the_built_in_backbone_is_found_without_importing_its_package() -> None:
+    path = BUILT_INS["smollm2-135m"].gguf_path()
+    assert path is not None
+    assert path.stat().st_size > 90e6
+
+
+def test_without_package_and_hub_there_is_one_clear_line_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_INS, "smollm2-135m", BuiltIn("no_such_package", "x.gguf", "nobody/SmolLM2"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1")  # reserved for documentation: never answers
+    started = time.perf_counter()
+    with pytest.raises(
+        OSError, match=r"no model 'smollm2-135m': .* the hub cannot be reached; give a directory \(or inst"
+    ):
+        load_backbone("smollm2-135m")
+    assert time.perf_counter() - started < 3
+
+
+def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(pretrained.threading, "Thread", None)
+    assert not hub_is_reachable()
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./no", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no model directory at"):
+        locate(name, "model")
+
+
+def test_a_name_that_no_hub_can_have_is_refused() -> None:
+    with pytest.raises(OSError, match="no model"):
+        locate("what is this?", "model")

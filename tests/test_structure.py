@@ -1,0 +1,67 @@
+"""Data flows one way, and files stay small enough to be read."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "hmt"
+LAYERS = (
+    "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report",
+    "verbs", "cli",
+)  # fmt: skip
+VERBS = ("evaluate", "train", "generate", "convert", "demo")
+FILES = [
+    path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
+]
+
+
+def layer_of(module: str) -> str:
+    """The layer of a module named below hmt, such as model.step."""
+    part = module.split(".")[0]
+    return "verbs" if part in VERBS else part
+
+
+def imports_of(path: Path) -> list[str]:
+    """Modules below hmt that a file imports, wherever in the file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hmt."):
+            found.append(node.module.removeprefix("hmt."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "hmt":
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name.removeprefix("hmt.") for alias in node.names if alias.name.startswith("hmt.")]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_a_file_imports_only_from_the_layers_before_it(path: Path) -> None:
+    own = layer_of(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."))
+    for module in imports_of(path):
+        assert LAYERS.index(layer_of(module)) <= LAYERS.index(own), f"{own} imports {module}"
+
+
+def test_no_files_import_each_other() -> None:
+    graph = {path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): imports_of(path) for path in FILES}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        for target in graph.get(module, []):
+            visit(target, (*trail, module))
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+            documented = ast.get_docstring(node, clean=False)
+            length = node.end_lineno - node.lineno + 1 - (len(documented.splitlines()) if documented else 0)
+            assert length <= 60, f"{node.name} has {length} lines besides its docstring"

@@ -1,0 +1,82 @@
+"""Tokens and samples: what is scored, and that nothing crosses documents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from hmt.text.batches import TokenDocument, pad, plan_spans, tokenize, training_batches
+from hmt.text.documents import Document
+
+
+def documents(*lengths: int) -> list[TokenDocument]:
+    """Documents whose tokens tell where they are from: 1000 * document + place."""
+    return [TokenDocument(str(n), 1000 * n + torch.arange(length)) for n, length in enumerate(lengths, start=1)]
+
+
+def test_nothing_is_added_to_a_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "caf\u00e9\n\n two"
+    (document,) = tokenize([Document("a", text)], tokenizer, 300)
+    assert len(document.ids) == len(text.encode())
+    assert tokenizer.decode(document.ids) == text
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(
+        ValueError, match=r"the vocabulary does not fit: the tokenizer gives token \d+, the model has 50"
+    ):
+        tokenize([Document("a", "hello")], tokenizer, 50)
+
+
+def test_training_samples_do_not_cross_documents_and_all_come_once_an_epoch() -> None:
+    batches = training_batches(documents(100, 35, 9), sample_tokens=20, batch_size=2, seed=0)
+    rows = [row[mask] for _, batch in zip(range(6), batches, strict=False)
+            for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]  # fmt: skip
+    assert all(len({int(token) // 1000 for token in row}) == 1 for row in rows)
+    epoch = sorted(int(row[0]) for row in rows[:7])
+    assert epoch == [1000, 1020, 1040, 1060, 1080, 2000, 2020]
+
+
+def test_the_order_of_samples_is_that_of_the_seed() -> None:
+    def first(seed: int) -> list[int]:
+        batches = training_batches(documents(400), 20, 1, seed)
+        return [int(next(batches).input_ids[0, 0]) for _ in range(10)]
+
+    assert first(3) == first(3)
+    assert first(3) != first(4)
+
+
+def test_documents_that_are_too_short_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="a sample has 50 tokens, the longest document 20"):
+        next(training_batches(documents(20, 10), 50, 1, 0))
+
+
+def test_padding_is_never_scored() -> None:
+    batch = pad([torch.arange(1, 4), torch.arange(1, 6)])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]]
+    assert batch.labels.tolist() == [[1, 2, 3, -100, -100], [1, 2, 3, 4, 5]]
+    assert batch.attention_mask.sum(1).tolist() == [3, 5]
+
+
+def test_every_context_length_scores_the_same_tokens() -> None:
+    texts = documents(500, 90, 260)
+    spans = plan_spans(texts, longest=200, target_tokens=30, spans_per_document=3, max_documents=None)
+    assert {span.document for span in spans} == {0, 2}
+    for span in spans:
+        scored = []
+        for length in (40, 100, 200):
+            ids, labels = span.sample(texts[span.document].ids, length)
+            assert len(ids) == length
+            scored.append(labels[labels != -100].tolist())
+        assert scored[0] == scored[1] == scored[2]
+        assert len(scored[0]) == 30
+    first = [range(span.start, span.end) for span in spans if span.document == 0]
+    assert [r.stop for r in first] == [200, 350, 500]
+
+
+def test_too_short_documents_are_named() -> None:
+    with pytest.raises(
+        ValueError, match="no document has 200 tokens, the longest of --lengths; the longest of 2 has 90"
+    ):
+        plan_spans(documents(50, 90), 200, 30, 1, None)
