@@ -32,9 +32,10 @@ def test_isolated_segments_score_as_the_backbone_on_each_alone(tokenizer: PreTra
     )
     backbone = make_backbone()
     for row in result["rows"]:
+        assert row["read_tokens"] == {80: 65, 40: 40}[row["context_tokens"]]  # whole segments before 25 targets
         nats = []
         for document in documents:
-            sample = document.ids[80 - row["context_tokens"] : 80]
+            sample = document.ids[80 - row["read_tokens"] : 80]
             logits = torch.cat([backbone(segment[None]).logits[0] for segment in sample.split(20)])
             nll = torch.nn.functional.cross_entropy(logits[:-1], sample[1:], reduction="none")
             nats += nll[-25:].tolist()

@@ -9,11 +9,11 @@ import pytest
 from huggingface_hub import constants
 
 from hmt import pretrained
-from hmt.pretrained import BUILT_INS, BuiltIn, hub_is_reachable, load_backbone, load_tokenizer, locate
+from hmt.pretrained import BUILT_INS, BuiltIn, Location, hub_is_reachable, load_backbone, load_tokenizer, locate
 
 
 def test_a_directory_is_itself(backbone_dir: Path) -> None:
-    assert locate(str(backbone_dir), "model") == (str(backbone_dir), True)
+    assert locate(str(backbone_dir), "model") == Location(str(backbone_dir), local=True)
     assert load_backbone(str(backbone_dir)).config.model_type == "llama"
     assert load_tokenizer(str(backbone_dir)).encode("a") == load_tokenizer(str(backbone_dir)).encode("a")
 

@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         if verb not in VERBS:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = parse(verb, rest)
+        _find_early(chosen)
         _quieten()
         figures, text = import_module(VERBS[verb][1]).run(chosen)
         if getattr(chosen, "json", None) is not None:
@@ -101,6 +102,19 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
         raise ValueError(f"{_one_line(complaint.getvalue())}; see hmt {verb} --help") from None
     chosen.check()
     return chosen
+
+
+def _find_early(chosen: Any) -> None:
+    """Complain of a missing model or task before torch is imported, which takes seconds."""
+    from hmt.pretrained import locate
+    from hmt.text.tasks import find_task
+
+    if task := getattr(chosen, "task_name", None):
+        find_task(task, getattr(chosen, "split", "train"))
+    if checkpoint := getattr(chosen, "load_from_ckpt", None):
+        locate(checkpoint, "checkpoint")
+    elif model := getattr(chosen, "model_name", None):
+        locate(model, "model")
 
 
 def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str | None]:

@@ -35,8 +35,14 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     scoring = EvaluateOptions(
         **shared, lengths=options.lengths, modes=ROWS, max_documents=options.max_documents, target_tokens=768
     )
-    training = TrainOptions(**shared, max_minutes=options.train_minutes, save_ckpt=options.out / "checkpoint",
-                            stage_1_step=ENDLESS // 3, training_step=ENDLESS)  # fmt: skip
+    training = TrainOptions(
+        **shared,
+        batch_size=1,
+        max_minutes=options.train_minutes,
+        stage_1_step=ENDLESS // 3,
+        training_step=ENDLESS,
+        save_ckpt=options.out / "checkpoint",
+    )
     model, tokenizer = load(scoring)
     num_embeddings = len(model.embedding_table)
     test = tokenize(load_documents(options.task_name, "test"), tokenizer, num_embeddings)

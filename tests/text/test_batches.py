@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hmt.text.batches import TokenDocument, pad, plan_spans, tokenize, training_batches
+from hmt.text.batches import TokenDocument, aligned_length, pad, plan_spans, tokenize, training_batches
 from hmt.text.documents import Document
 
 
@@ -73,6 +73,14 @@ def test_every_context_length_scores_the_same_tokens() -> None:
         assert len(scored[0]) == 30
     first = [range(span.start, span.end) for span in spans if span.document == 0]
     assert [r.stop for r in first] == [200, 350, 500]
+
+
+def test_targets_start_at_the_beginning_of_a_segment_at_every_length() -> None:
+    for length in (100, 137, 200, 1000):
+        read = aligned_length(length, target_tokens=30, fresh_tokens=14)
+        assert length - 14 < read <= length
+        assert (read - 30) % 14 == 0
+    assert aligned_length(40, target_tokens=30, fresh_tokens=14) == 40
 
 
 def test_too_short_documents_are_named() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,7 @@ class Meter:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         elif CLEAR_REFS.exists():
+            _return_freed_memory()
             try:
                 CLEAR_REFS.write_text("5")  # restarts the high-water mark, see proc(5)
             except PermissionError:
@@ -54,3 +57,11 @@ class Meter:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         return None
+
+
+def _return_freed_memory() -> None:
+    """Hand freed memory back to the system, so that the mark is of the block to come and not of what was before it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)

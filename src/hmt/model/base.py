@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +46,8 @@ class MemoryModel(PreTrainedModel):
         self.backbone: PreTrainedModel = backbone
         self.memory = Memory(config, embedding_size(backbone.config))
         self.post_init()
+        if backbone.generation_config is not None:
+            self.generation_config = copy.deepcopy(backbone.generation_config)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Memory):

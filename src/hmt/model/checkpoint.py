@@ -193,8 +193,9 @@ class CheckpointedModel(MemoryModel):
             OSError: If there is no such checkpoint.
             ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
         """
-        path, local = locate(os.fspath(pretrained_model_name_or_path), "checkpoint")
-        if local:
+        location = locate(os.fspath(pretrained_model_name_or_path), "checkpoint")
+        path = location.source
+        if location.local:
             kwargs["local_files_only"] = True
         fields = {name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs}
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}

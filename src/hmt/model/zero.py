@@ -1,9 +1,189 @@
-"""placeholder"""
+"""Rebuild the full float32 weights of a DeepSpeed ZeRO checkpoint, without DeepSpeed.
+
+    latest                                                  name of the tag directory
+    TAG/[bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt    rank R's share of the float32 weights
+    TAG/mp_rank_00_model_states.pt                          stages 1 and 2: module, shapes, shared names
+    TAG/zero_pp_rank_R_mp_rank_00_model_states.pt           stage 3: the same for rank R, parameters left empty
+
+Stages 1 and 2 lay the weights of a parameter group end to end and cut that line into one piece per rank.
+Stage 3 cuts each weight into one piece per rank and lays the pieces of a rank end to end.
+The files are pickles from strangers: only tensors and plain containers are built from them.
+
+Source: deepspeed/utils/zero_to_fp32.py of DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPTIM_SUFFIX = "_optim_states.pt"
+MODEL_SUFFIX = "_model_states.pt"
+MALFORMED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+UNREADABLE = (*MALFORMED, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)
 
 
-def is_zero_checkpoint(path):
-    return False
+class _Ignored:
+    """Stands in for the objects that DeepSpeed stores beside the weights, and keeps nothing of them."""
+
+    def __new__(cls, *arguments: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
-def load_zero_checkpoint(path):
-    return {}
+STAND_INS: list[Any] = [
+    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Ignored, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_Ignored, "deepspeed.utils.tensor_fragment.fragment_address"),
+]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """One rank's flat pieces of the float32 weights, and the padding behind each weight by group (newer files)."""
+
+    is_stage3: bool
+    num_ranks: int
+    pieces: list[Tensor]
+    paddings: list[list[int]] | None
+
+
+def is_zero_checkpoint(path: Path) -> bool:
+    """Whether a directory has a `latest` file or, in itself or one level below, files of a ZeRO checkpoint."""
+    return path.is_dir() and ((path / "latest").is_file() or bool(_tag_folders(path)))
+
+
+def load_zero_checkpoint(path: Path) -> dict[str, Tensor]:
+    """All weights of a ZeRO stage 1, 2 or 3 checkpoint: trained, frozen and shared ones, and buffers.
+
+    Args:
+        path: The tag directory, or the directory above it.
+
+    Returns:
+        Whole weights by name, on the CPU, float32 where they are floating point; shared names share one tensor.
+
+    Raises:
+        OSError: If a file is missing, left over from another run, unreadable, does not fit the others, or asks for
+            anything but tensors and plain containers; names the file.
+    """
+    folder = _find_tag_folder(path)
+    shares = _read_shares(folder)
+    is_stage3 = shares[0].is_stage3
+    template = ("zero_pp_rank_{}_" if is_stage3 else "") + "mp_rank_00" + MODEL_SUFFIX
+    models = [_read(file) for file in _rank_files(folder, template, MODEL_SUFFIX, len(shares) if is_stage3 else 1)]
+    try:
+        weights = _join_stage3(shares, models) if is_stage3 else _join_stage12(shares, models[0])
+        return weights | {alias: weights[name] for alias, name in models[0]["shared_params"].items() if name in weights}
+    except MALFORMED as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise OSError(f"the files in {folder} do not form a ZeRO checkpoint: {reason}") from error
+
+
+def _tag_folders(path: Path) -> list[Path]:
+    """The directory itself if it holds ZeRO files, else the directories in it that do."""
+    below = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    found = [f for f in (path, *below) if any(f.glob("*" + OPTIM_SUFFIX)) or any(f.glob("*" + MODEL_SUFFIX))]
+    return [path] if path in found else found
+
+
+def _find_tag_folder(path: Path) -> Path:
+    latest = path / "latest"
+    if latest.is_file():
+        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        if not (path / tag).is_dir():
+            raise FileNotFoundError(f"{latest} names {tag!r}, but {path} has no such directory")
+        return path / tag
+    folders = _tag_folders(path)
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise OSError(f"expected one ZeRO checkpoint in {path}, got {found}; give the directory of one")
+    return folders[0]
+
+
+def _rank_files(folder: Path, template: str, suffix: str, num_files: int) -> list[Path]:
+    """The files of all ranks in order: none may be missing, and none left over."""
+    surplus = {file.name for file in folder.glob("*" + suffix)}
+    names = []
+    for rank in range(num_files):
+        names.append(template.format(rank))
+        if names[-1] not in surplus:
+            raise FileNotFoundError(f"{folder} lacks {names[-1]} (files of that kind: {num_files})")
+        surplus.remove(names[-1])
+    if surplus:
+        raise OSError(f"{folder} holds {min(surplus)}, which is not part of a ZeRO checkpoint of {num_files} such files")
+    return [folder / name for name in names]
+
+
+def _read_shares(folder: Path) -> list[_Share]:
+    files = sorted(folder.glob("*" + OPTIM_SUFFIX))
+    if not files:
+        raise FileNotFoundError(f"{folder} lacks its *{OPTIM_SUFFIX} files")
+    first = _read_share(files[0])
+    template = ("bf16_" if files[0].name.startswith("bf16_") else "") + "zero_pp_rank_{}_mp_rank_00" + OPTIM_SUFFIX
+    shares = []
+    for file in _rank_files(folder, template, OPTIM_SUFFIX, first.num_ranks):
+        share = first if file == files[0] else _read_share(file)
+        if (share.is_stage3, share.num_ranks) != (first.is_stage3, first.num_ranks):
+            raise OSError(f"{file} and {files[0].name} are of different runs: their ZeRO stage or number of ranks differ")
+        shares.append(share)
+    return shares
+
+
+def _read_share(file: Path) -> _Share:
+    try:
+        optimizer = _read(file)["optimizer_state_dict"]
+        is_stage3 = "fp32_flat_groups" in optimizer
+        pieces = optimizer["fp32_flat_groups" if is_stage3 else "single_partition_of_fp32_groups"]
+        counts = optimizer["partition_count"]
+        num_ranks, *others = counts if isinstance(counts, list) else [counts]
+        if type(num_ranks) is not int or num_ranks < 1 or any(other != num_ranks for other in others):
+            raise ValueError(f"expected one number of ranks, got partition_count {counts}")
+        flat = [piece.detach().view(-1) for piece in pieces]
+        return _Share(is_stage3, num_ranks, flat, optimizer.get("param_alignment_paddings"))
+    except MALFORMED as error:
+        raise OSError(f"{file} holds no float32 weights of a ZeRO optimizer: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Load a file without running anything in it; the optimizer's moments stay on the disk."""
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UNREADABLE as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"asks for {asked[1]!r}, which is refused" if asked else "is damaged or no file of PyTorch"
+        raise OSError(f"{file} {reason}; only tensors and plain containers are read") from error
+    if not isinstance(state, dict):
+        raise OSError(f"{file} holds no table, but {type(state).__name__}")
+    return state
+
+
+def _join_stage12(shares: list[_Share], model: dict[str, Any]) -> dict[str, Tensor]:
+    weights = {}
+    multiple = 2 * len(shares)
+    for group, shapes in enumerate(model["param_shapes"]):
+        line = [share.pieces[group] for share in shares]
+        alignment = shares[0].paddings
+        paddings = [0] * len(shapes) if alignment is None else alignment[group]
+        start = 0
+        for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
+            weights[name] = _cut(line, start, math.prod(shape)).view(shape)
+            start += math.prod(shape) + padding
+        held = sum(piece.numel() for piece in line)
+        if -(-start // multiple) != -(-held // multiple):  # the end of a line is padded, and not always saved
+            raise ValueError(f"parameter group {group} needs {start} numbers, its ranks hold {held}")
+    if len(model["param_shapes"]) != len(shares[0].pieces)
+        raise ValueError
+    return weights

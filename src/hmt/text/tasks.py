@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hmt.pretrained import hub_is_reachable
+from hmt.pretrained import hub_is_reachable, looks_like_a_path, offline_mode
 from hmt.text.documents import Document, local_documents, stdlib_documents
 
 
@@ -55,18 +55,36 @@ def load_documents(
     return documents
 
 
+def find_task(task_name: str, split: str) -> None:
+    """Make sure that a task can be read, as far as that can be seen without reading it.
+
+    Raises:
+        OSError: If the name is none of "stdlib", a directory, or a data set with a hub at hand.
+    """
+    directory = Path(task_name).expanduser()
+    if task_name == BUILT_IN or directory.is_dir():
+        return
+    if directory.exists():
+        raise NotADirectoryError(
+            f"{task_name} is a file; give the directory that holds its split, such as DIR/test.txt"
+        )
+    if looks_like_a_path(task_name):
+        raise FileNotFoundError(f"no task directory at {task_name}")
+    if not offline_mode() and not hub_is_reachable():
+        known = ", ".join((BUILT_IN, *HUB_TASKS))
+        raise OSError(
+            f"no task {task_name!r}: it is no local directory, and the hub cannot be reached (HF_HUB_OFFLINE=1 uses "
+            f"what is cached); give a directory with {split}.txt, .jsonl or .parquet, or one of {known}"
+        )
+
+
 def _source(task_name: str, split: str, subset: str | None, text_column: str) -> Iterator[Document]:
+    find_task(task_name, split)
     if task_name == BUILT_IN:
         return stdlib_documents(split)
     directory = Path(task_name).expanduser()
     if directory.is_dir():
         return local_documents(directory, split, text_column)
-    if directory.exists():
-        raise NotADirectoryError(
-            f"{task_name} is a file; give the directory that holds its split, such as DIR/test.txt"
-        )
-    if directory.is_absolute() or task_name.startswith(".") or task_name.count("/") > 1:
-        raise FileNotFoundError(f"no task directory at {task_name}")
     task = HUB_TASKS.get(task_name, HubTask(task_name))
     return _hub_documents(task, split, subset or task.subset, text_column)
 
@@ -77,14 +95,6 @@ def _hub_documents(task: HubTask, split: str, subset: str | None, text_column: s
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ImportError(f"reading {task.hub_id} from a hub needs datasets: pip install hmt[data]") from error
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE and not hub_is_reachable():
-        known = ", ".join((BUILT_IN, *HUB_TASKS))
-        raise OSError(
-            f"no task {task.hub_id!r}: it is no local directory, and the hub cannot be reached (HF_HUB_OFFLINE=1 uses "
-            f"what is cached); give a directory with {split}.txt, .jsonl or .parquet, or one of {known}"
-        )
     try:
         rows = datasets.load_dataset(task.hub_id, subset, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
