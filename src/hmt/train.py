@@ -7,6 +7,7 @@ Stage 1 reads two segments with the last memory embedding only, stage 2 longer s
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from hmt.model.loading import load
 from hmt.options import TrainOptions
 from hmt.text.batches import Batch, TokenDocument, tokenize, training_batches
 from hmt.text.tasks import load_documents
+
+logger = logging.getLogger(__name__)
 
 STAGE_1_SEGMENTS = 2
 LOG_EVERY_STEPS = 10
@@ -81,7 +84,8 @@ def fit(model: HMTForCausalLM, documents: list[TokenDocument], options: TrainOpt
     history: list[dict[str, Any]] = []
     started, tokens = time.monotonic(), 0
     deadline = math.inf if options.max_minutes is None else started + 60 * options.max_minutes
-    with tqdm(total=sum(stage.steps for stage in stages), unit="step", disable=None) as bar:
+    total = sum(stage.steps for stage in stages) if options.max_minutes is None else None
+    with tqdm(total=total, unit="step", disable=None) as bar:
         for stage, reader, batch in _schedule(model, documents, stages, options, started, deadline):
             loss, norm = training_step(reader, batch, optimizer, options)
             rates = scheduler.get_last_lr()
@@ -96,8 +100,14 @@ def fit(model: HMTForCausalLM, documents: list[TokenDocument], options: TrainOpt
                     "learning_rates": rates,
                 }
             )
+            now = time.monotonic()
+            shown = {"stage": stage.name, "loss": f"{loss:.3f}", "tok/s": f"{tokens / (now - started):.0f}"}
+            if options.max_minutes is not None:
+                shown["left"] = f"{max(deadline - now, 0):.0f} s"
             bar.update()
-            bar.set_postfix(stage=stage.name, loss=f"{loss:.3f}", tok_s=f"{tokens / (time.monotonic() - started):.0f}")
+            bar.set_postfix(shown)
+            if bar.disable and len(history) % LOG_EVERY_STEPS == 0:  # no terminal: lines instead of a bar
+                logger.info("step %d: %s", len(history), ", ".join(f"{name} {value}" for name, value in shown.items()))
     model.eval()
     return _figures(model, history, tokens, time.monotonic() - started)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 OPTIM_SUFFIX = "_optim_states.pt"
 MODEL_SUFFIX = "_model_states.pt"
-MALFORMED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 UNREADABLE = (*MALFORMED, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)
 
 
@@ -52,12 +52,12 @@ STAND_INS: list[Any] = [
 
 @dataclass(frozen=True)
 class _Share:
-    """One rank's flat pieces of the float32 weights, and the padding behind each weight by group (newer files)."""
+    """One rank's flat pieces of the float32 weights; `gaps` follow each weight of each group (stages 1 and 2)."""
 
     is_stage3: bool
     num_ranks: int
     pieces: list[Tensor]
-    paddings: list[list[int]] | None
+    gaps: list[list[int]] | None
 
 
 def is_zero_checkpoint(path: Path) -> bool:
@@ -87,8 +87,7 @@ def load_zero_checkpoint(path: Path) -> dict[str, Tensor]:
         weights = _join_stage3(shares, models) if is_stage3 else _join_stage12(shares, models[0])
         return weights | {alias: weights[name] for alias, name in models[0]["shared_params"].items() if name in weights}
     except MALFORMED as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise OSError(f"the files in {folder} do not form a ZeRO checkpoint: {reason}") from error
+        raise OSError(f"the files in {folder} do not form a ZeRO checkpoint: {_reason(error)}") from error
 
 
 def _tag_folders(path: Path) -> list[Path]:
@@ -122,7 +121,9 @@ def _rank_files(folder: Path, template: str, suffix: str, num_files: int) -> lis
             raise FileNotFoundError(f"{folder} lacks {names[-1]} (files of that kind: {num_files})")
         surplus.remove(names[-1])
     if surplus:
-        raise OSError(f"{folder} holds {min(surplus)}, which is not part of a ZeRO checkpoint of {num_files} such files")
+        raise OSError(
+            f"{folder} holds {min(surplus)}, which is not part of a ZeRO checkpoint of {num_files} such files"
+        )
     return [folder / name for name in names]
 
 
@@ -136,7 +137,9 @@ def _read_shares(folder: Path) -> list[_Share]:
     for file in _rank_files(folder, template, OPTIM_SUFFIX, first.num_ranks):
         share = first if file == files[0] else _read_share(file)
         if (share.is_stage3, share.num_ranks) != (first.is_stage3, first.num_ranks):
-            raise OSError(f"{file} and {files[0].name} are of different runs: their ZeRO stage or number of ranks differ")
+            raise OSError(
+                f"{file} and {files[0].name} are of different runs: their ZeRO stage or number of ranks differ"
+            )
         shares.append(share)
     return shares
 
@@ -153,7 +156,7 @@ def _read_share(file: Path) -> _Share:
         flat = [piece.detach().view(-1) for piece in pieces]
         return _Share(is_stage3, num_ranks, flat, optimizer.get("param_alignment_paddings"))
     except MALFORMED as error:
-        raise OSError(f"{file} holds no float32 weights of a ZeRO optimizer: {error}") from error
+        raise OSError(f"{file} holds no float32 weights of a ZeRO optimizer: {_reason(error)}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -170,20 +173,72 @@ def _read(file: Path) -> dict[str, Any]:
     return state
 
 
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+
+
 def _join_stage12(shares: list[_Share], model: dict[str, Any]) -> dict[str, Tensor]:
+    groups = model["param_shapes"]
+    for rank, share in enumerate(shares):
+        if len(share.pieces) != len(groups):
+            raise ValueError(f"rank {rank} holds {len(share.pieces)} parameter groups, expected {len(groups)}")
     weights = {}
-    multiple = 2 * len(shares)
-    for group, shapes in enumerate(model["param_shapes"]):
+    for group, shapes in enumerate(groups):
         line = [share.pieces[group] for share in shares]
-        alignment = shares[0].paddings
-        paddings = [0] * len(shapes) if alignment is None else alignment[group]
-        start = 0
-        for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
-            weights[name] = _cut(line, start, math.prod(shape)).view(shape)
-            start += math.prod(shape) + padding
+        gaps = shares[0].gaps[group] if shares[0].gaps else [0] * len(shapes)
+        needed = sum(math.prod(shape) for shape in shapes.values()) + sum(gaps)
         held = sum(piece.numel() for piece in line)
-        if -(-start // multiple) != -(-held // multiple):  # the end of a line is padded, and not always saved
-            raise ValueError(f"parameter group {group} needs {start} numbers, its ranks hold {held}")
-    if len(model["param_shapes"]) != len(shares[0].pieces)
-        raise ValueError
+        multiple = 2 * len(shares)  # lines are padded to it, but the padding is not always saved
+        if -(-needed // multiple) != -(-held // multiple):
+            raise ValueError(f"the ranks hold {held} numbers of parameter group {group}, expected {needed}")
+        start = 0
+        for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
+            weights[name] = _cut(line, start, math.prod(shape)).view(shape)
+            start += math.prod(shape) + gap
+    rest = set(model["module"]) - set(weights) - set(model["shared_params"])  # buffers and frozen parameters
+    return weights | _copy_from_module(model, rest)
+
+
+def _join_stage3(shares: list[_Share], models: list[dict[str, Any]]) -> dict[str, Tensor]:
+    groups = models[0]["param_shapes"]
+    shapes = {name: shape for group in groups for name, shape in group.items()}
+    needed = sum(_piece_length(shape, len(shares)) for shape in shapes.values())
+    for rank, (share, model) in enumerate(zip(shares, models, strict=True)):
+        held = sum(piece.numel() for piece in share.pieces)
+        if held != needed or model["param_shapes"] != groups:
+            raise ValueError(f"rank {rank} holds {held} numbers of its own parameters, expected {needed} of rank 0's")
+    weights = _copy_from_module(models[0], set(models[0]["buffer_names"]))
+    for name, shape in (models[0].get("frozen_param_shapes") or {}).items():
+        lines = [[model["frozen_param_fragments"][name].detach().view(-1)] for model in models]
+        if any(line[0].numel() != _piece_length(shape, len(lines)) for line in lines):
+            raise ValueError(f"the ranks' pieces of {name!r} do not make up its shape {tuple(shape)}")
+        weights[name] = _cut_across(lines, 0, shape)
+    start = 0
+    for name, shape in shapes.items():
+        weights[name] = _cut_across([share.pieces for share in shares], start, shape)
+        start += _piece_length(shape, len(shares))
     return weights
+
+
+def _piece_length(shape: torch.Size, num_ranks: int) -> int:
+    return -(-math.prod(shape) // num_ranks)
+
+
+def _cut_across(lines: list[list[Tensor]], start: int, shape: torch.Size) -> Tensor:
+    """The weight whose pieces begin at `start` in the line of every rank; the last piece is padded."""
+    pieces = [_cut(line, start, _piece_length(shape, len(lines))) for line in lines]
+    return torch.cat(pieces)[: math.prod(shape)].view(shape)
+
+
+def _cut(line: list[Tensor], start: int, length: int) -> Tensor:
+    """A copy of a stretch of flat tensors laid end to end, float32."""
+    found = [torch.empty(0)]
+    for piece in line:
+        found.append(piece[max(start, 0) : max(start + length, 0)])
+        start -= piece.numel()
+    return torch.cat(found).float()
+
+
+def _copy_from_module(model: dict[str, Any], names: set[str]) -> dict[str, Tensor]:
+    tensors = {name: w.detach() for name, w in model["module"].items() if name in names and isinstance(w, Tensor)}
+    return {name: w.to(torch.float32 if w.is_floating_point() else w.dtype, copy=True) for name, w in tensors.items()}

@@ -125,11 +125,11 @@ class Span:
 
 
 def aligned_length(length: int, target_tokens: int, fresh_tokens: int) -> int:
-    """Tokens to read so that whole segments stand before the targets: at most `length`, less than a segment below it.
+    """Tokens to read so that whole segments stand before the targets: `length`, or less than a segment below it.
 
-    Where the targets fall in their segments decides how much of the near text the model sees, and moves perplexity more
-    than any memory does. So they start at the beginning of a segment at every context length. Where not even one segment
-    fits before them, the length stays as it is.
+    Where the targets fall in their segments decides how much of the near text the model sees, and moves perplexity
+    more than any memory does. So they start at the beginning of a segment at every context length. Where not even one
+    segment fits before them, the length stays as it is.
     """
     segments = (length - target_tokens) // fresh_tokens
     return segments * fresh_tokens + target_tokens if segments else length
