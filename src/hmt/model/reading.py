@@ -7,7 +7,7 @@ segment, N bank slots, D embedding size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,50 @@ from hmt.model.base import MemoryModel
 from hmt.model.outputs import StepOutput
 from hmt.model.splice import splice
 from hmt.model.stream import Segment, Stream
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The fresh tokens of each row's segment so far.
+
+    Attributes:
+        ids: (B, at most L) int64, each row from the left.
+        mask: Likewise, bool.
+        new: (B,) int64, how many of them came with this call.
+        complete: (B,) bool, rows whose segment these tokens complete.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    new: Tensor
+    complete: Tensor
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What a segment gets to see of the past.
+
+    Attributes:
+        bank: The bank recalled from, its usage noted.
+        leading: Prompt before the segment, (B, R, D).
+        trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
+        weights: Recall weights (B, R, N), or None without recall.
+        distances: (B,) int64, segments back to the strongest slot; 0 where nothing was recalled.
+    """
+
+    bank: Bank
+    leading: Tensor
+    trailing: Tensor
+    weights: Tensor | None
+    distances: Tensor
+
+    def leading_prompt(self) -> tuple[Tensor, Tensor]:
+        """The leading prompt as a piece of the window."""
+        return self.leading, torch.ones(self.leading.shape[:2], dtype=torch.bool, device=self.leading.device)
+
+    def trailing_prompt(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The trailing prompt as a piece of the window of some rows (B,)."""
+        return self.trailing, rows[:, None].expand(self.trailing.shape[:2])
 
 
 class SegmentReader(MemoryModel):
@@ -57,94 +101,85 @@ class SegmentReader(MemoryModel):
         state = self.initial_state(segment_ids.shape[0]) if state is None else state
         if segment_mask is None:
             segment_mask = torch.ones_like(segment_ids, dtype=torch.bool)
-        new_counts = segment_mask.sum(dim=1)
-        counts = state.pending_counts + new_counts
-        if (room := int(counts.max())) > self.config.fresh_tokens:
-            raise ValueError(f"a segment has {self.config.fresh_tokens} fresh tokens, step was given {room}")
-        complete = (counts == self.config.fresh_tokens) & (new_counts > 0)
-        fresh_ids, fresh_mask = pack(
+        fresh = self._add(state, segment_ids, segment_mask)
+        if remember_only and not fresh.complete.any():
+            nothing = StepOutput(None, None, None, torch.zeros_like(fresh.new))
+            return nothing, self._after(state, fresh, state.bank)
+        recalled = self._recall(state, fresh, summary)
+        pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
+        window = splice(*pieces)
+        *_, hidden, left_behind = window.split(body(self.backbone, window.embeddings))
+        logits = head(self.backbone, hidden) if return_logits else None
+        output = StepOutput(hidden, logits, recalled.weights, recalled.distances)
+        return output, self._remember(state, fresh, recalled, left_behind)
+
+    def _add(self, state: MemoryState, segment_ids: Tensor, segment_mask: Tensor) -> Fresh:
+        """The fresh tokens of the unfinished segment, with new ones added."""
+        new = segment_mask.sum(dim=1)
+        counts = state.pending_counts + new
+        if (given := int(counts.max())) > self.config.fresh_tokens:
+            raise ValueError(f"a segment has {self.config.fresh_tokens} fresh tokens, step was given {given}")
+        ids, mask = pack(
             torch.cat([state.pending_ids, segment_ids], dim=1), torch.cat([state.pending_valid, segment_mask], dim=1)
         )
-        if remember_only and not complete.any():
-            none = StepOutput(None, None, None, torch.zeros_like(counts))
-            return none, self._after(state, fresh_ids, fresh_mask, complete, new_counts, bank=state.bank)
+        return Fresh(ids, mask, new, complete=(counts == self.config.fresh_tokens) & (new > 0))
 
-        # Recall.
-        recalled, weights, distances, filled = None, None, torch.zeros_like(counts), state.bank.filled
-        bank = state.bank
+    def _recall(self, state: MemoryState, fresh: Fresh, summary: Tensor | None = None) -> Recalled:
+        """What the segment gets to see of the past, as prompts."""
+        bank, filled = state.bank, state.bank.filled
+        mixed, weights, distances = None, None, torch.zeros_like(fresh.new)
         if self.memory.recall is not None and bank.embeddings.shape[1]:
             if summary is None:
-                summary = self.summarise(*self._query_tokens(state, fresh_ids, fresh_mask))
-            recalled, weights = self.memory.recall(summary, bank)
-            reading = filled & (new_counts > 0)
-            bank = bank.record_usage(weights, complete)  # once a segment, however many calls it took
+                summary = self.summarise(*self._query_tokens(state, fresh))
+            mixed, weights = self.memory.recall(summary, bank)
+            bank = bank.record_usage(weights, fresh.complete)  # once a segment, however many calls it took
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
-            distances = torch.where(reading, state.segments_read - strongest, distances)
+            distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
         elif self.memory.injection is not None and bank.embeddings.shape[1]:
-            recalled = bank.last(self.config.prompt_tokens)
+            mixed = bank.last(self.config.prompt_tokens)
+        if self.memory.injection is None:
+            leading = trailing = self.embedding_table.new_zeros(len(filled), 0, self.embedding_table.shape[1])
+        else:
+            prompts = self.memory.injection(mixed, filled)
+            leading, trailing = (prompt.to(self.embedding_table.dtype) for prompt in prompts)
+        return Recalled(bank, leading, trailing, weights, distances)
 
-        # Read.
-        hidden, left_behind = self._read(state, segment_ids, segment_mask, recalled, filled, complete)
-        logits = head(self.backbone, hidden) if return_logits else None
-
-        # Remember.
-        if self.config.prompt_tokens:
-            bank = bank.append(left_behind, complete, state.segments_read, self._retain, self.config.capacity)
-        output = StepOutput(hidden, logits, weights, distances)
-        return output, self._after(state, fresh_ids, fresh_mask, complete, new_counts, bank)
-
-    def _read(
-        self,
-        state: MemoryState,
-        segment_ids: Tensor,
-        segment_mask: Tensor,
-        recalled: Tensor | None,
-        filled: Tensor,
-        complete: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Body over [prompt | sensory | unfinished | new | trailing prompt]: hidden states of new and of trailing."""
+    def _pieces(
+        self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The window up to its newest token, [prompt | sensory | unfinished | new], as embeddings and masks."""
         sensory = slice(state.tail_ids.shape[1] - min(self.config.max_sensory, state.tail_ids.shape[1]), None)
         ids = [state.tail_ids[:, sensory], state.pending_ids, segment_ids]
         valid = [state.tail_valid[:, sensory], state.pending_valid, segment_mask]
-        tokens = embed(self.backbone, torch.cat(ids, dim=1))
-        pieces = list(zip(tokens.split([part.shape[1] for part in ids], dim=1), valid, strict=True))
-        if self.memory.injection is not None:
-            leading, trailing = (prompt.to(tokens.dtype) for prompt in self.memory.injection(recalled, filled))
-            always = torch.ones(leading.shape[:2], dtype=torch.bool, device=tokens.device)
-            pieces = [(leading, always), *pieces, (trailing, complete[:, None].expand_as(always))]
-        else:
-            nothing = (tokens[:, :0], segment_mask[:, :0])
-            pieces = [nothing, *pieces, nothing]
-        window = splice(*pieces)
-        *_, new, last = window.split(body(self.backbone, window.embeddings))
-        return new, last
+        tokens = embed(self.backbone, torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
+        return [recalled.leading_prompt(), *zip(tokens, valid, strict=True)]
 
-    def _after(
-        self,
-        state: MemoryState,
-        fresh_ids: Tensor,
-        fresh_mask: Tensor,
-        complete: Tensor,
-        new_counts: Tensor,
-        bank: Bank,
-    ) -> MemoryState:
-        """The state after a segment's tokens (B, at most L) were read; complete rows start a new segment."""
+    def _remember(self, state: MemoryState, fresh: Fresh, recalled: Recalled, left_behind: Tensor) -> MemoryState:
+        """The state after a segment was read that leaves embeddings (B, R, D) behind where it is complete."""
+        bank = recalled.bank
+        if self.config.prompt_tokens:
+            bank = bank.append(left_behind, fresh.complete, state.segments_read, self._retain, self.config.capacity)
+        return self._after(state, fresh, bank)
+
+    def _after(self, state: MemoryState, fresh: Fresh, bank: Bank) -> MemoryState:
+        """The state with this bank after these fresh tokens; complete rows start a new segment."""
+        length, tail = self.config.fresh_tokens, state.tail_ids.shape[1]
         tail_ids, tail_valid = state.tail_ids, state.tail_valid
-        if fresh_ids.shape[1] >= self.config.fresh_tokens and tail_ids.shape[1]:
-            ending = fresh_ids[:, self.config.fresh_tokens - tail_ids.shape[1] : self.config.fresh_tokens]
-            tail_ids = torch.where(complete[:, None], ending, tail_ids)
-            tail_valid = tail_valid | complete[:, None]
-        unfinished = fresh_mask & ~complete[:, None]
+        complete = fresh.complete[:, None]
+        if fresh.ids.shape[1] >= length:
+            tail_ids = torch.where(complete, fresh.ids[:, length - tail : length], tail_ids)
+            tail_valid = tail_valid | complete
+        unfinished = fresh.mask & ~complete
         width = int(unfinished.sum(dim=1).max())
         return replace(
             state,
             bank=bank,
             tail_ids=tail_ids,
             tail_valid=tail_valid,
-            pending_ids=fresh_ids[:, :width] * unfinished[:, :width],
+            pending_ids=fresh.ids[:, :width] * unfinished[:, :width],
             pending_valid=unfinished[:, :width],
-            segments_read=state.segments_read + complete,
-            tokens_read=state.tokens_read + new_counts,
+            segments_read=state.segments_read + fresh.complete,
+            tokens_read=state.tokens_read + fresh.new,
         )
 
     def summarise(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -161,11 +196,11 @@ class SegmentReader(MemoryModel):
         window = splice((prompt, always), (tokens, mask), (prompt, always))
         return window.split(body(self.backbone, window.embeddings))[-1]
 
-    def _query_tokens(self, state: MemoryState, fresh_ids: Tensor, fresh_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _query_tokens(self, state: MemoryState, fresh: Fresh) -> tuple[Tensor, Tensor]:
         """The tokens that a segment's query reads, and their mask."""
         count = self.config.summary_tokens
         if self.config.recall_query == "prefix":
-            return fresh_ids[:, :count], fresh_mask[:, :count]
+            return fresh.ids[:, :count], fresh.mask[:, :count]
         return state.tail_ids[:, -count:], state.tail_valid[:, -count:]
 
     def _summaries(self, stream: Stream, state: MemoryState) -> Iterator[Tensor | None]:
