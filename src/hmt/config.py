@@ -73,9 +73,8 @@ class MemoryConfig:
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens of the previous segment that the next one may need: sensory tokens and a "previous" query."""
-        query = self.summary_tokens if self.recall_query == "previous" else 0
-        return min(max(self.max_sensory, query), self.fresh_tokens)
+        """Tokens of the previous segment that the next one may need: sensory tokens, and those a query reads."""
+        return min(max(self.max_sensory, self.summary_tokens), self.fresh_tokens)
 
     def check(self) -> None:
         """Check ranges and combinations.

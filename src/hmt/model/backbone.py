@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -92,3 +97,52 @@ def _differ(got: Tensor, expected: Tensor) -> bool:
     # Wrong scalings or ignored embeddings differ by far more than kernels and bfloat16 do.
     difference = (got.float() - expected.float()).abs().max()
     return bool(difference > 0.05 * expected.float().abs().max())
+
+
+@dataclass
+class CachedWindow:
+    """A window that grows by single positions, held in the backbone's own cache.
+
+    Attributes:
+        backbone: Gives the body.
+        mask: (B, positions) bool, real positions; rows that are shorter are padded on the left.
+        cache: Whatever cache the backbone made for itself.
+    """
+
+    backbone: PreTrainedModel
+    mask: Tensor
+    cache: Any = None
+
+    @classmethod
+    def open(cls, backbone: PreTrainedModel, embeddings: Tensor, mask: Tensor) -> tuple[CachedWindow, Tensor]:
+        """Read a window (B, M, D) whose rows are padded on the left.
+
+        Returns:
+            The window, and the last hidden states (B, M, D).
+        """
+        window = cls(backbone, mask)
+        return window, window._read(embeddings)
+
+    def append(self, embeddings: Tensor) -> Tensor:
+        """Read one more position of each row, (B, 1, D).
+
+        Returns:
+            Its last hidden states, (B, 1, D).
+        """
+        self.mask = F.pad(self.mask, (0, 1), value=True)
+        return self._read(embeddings)
+
+    def _read(self, embeddings: Tensor) -> Tensor:
+        base = self.backbone.base_model
+        accepted = inspect.signature(type(base).forward).parameters
+        cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
+        inputs: dict[str, Any] = {cache_name: self.cache}
+        if not self.mask.all():
+            count = embeddings.shape[1]
+            attends_to_cache = cache_name == "past_key_values"
+            inputs["attention_mask"] = (self.mask if attends_to_cache else self.mask[:, -count:]).long()
+            if "position_ids" in accepted:
+                inputs["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
+        output = base(inputs_embeds=embeddings, use_cache=True, **inputs)
+        self.cache = getattr(output, cache_name)
+        return output.last_hidden_state

@@ -32,6 +32,7 @@ from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Stream
+from hmt.model.writing import SegmentWriter
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens where nothing says how many, as in transformers."""
@@ -91,12 +92,12 @@ class SegmentGenerator(SegmentReader):
         self.check_state(state, input_ids.shape[0])
         if streamer is not None:
             streamer.put(input_ids.cpu())
-        logits, state = self._read_prompt(input_ids, attention_mask, state)
+        writer, hidden = self._read_prompt(input_ids, attention_mask, state)
         sequences, running = input_ids, torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for count in range(config.max_new_tokens):
             if count:
-                output, state = self.step(sequences[:, -1:], state, segment_mask=running[:, None])
-                logits = _the(output.logits)[:, -1]
+                hidden = writer.feed(sequences[:, -1], running)
+            logits = head(self.backbone, hidden)
             scores = processors(sequences, logits.float())  # type: ignore[arg-type]
             tokens = _choose(scores, config.do_sample)
             tokens = torch.where(running, tokens, config.pad_token_id)
@@ -108,26 +109,25 @@ class SegmentGenerator(SegmentReader):
                 break
         if streamer is not None:
             streamer.end()
-        return GenerateOutput(sequences, state) if config.return_dict_in_generate else sequences
+        return GenerateOutput(sequences, writer.state) if config.return_dict_in_generate else sequences
 
     def _read_prompt(
         self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState
-    ) -> tuple[Tensor, MemoryState]:
-        """Logits (B, V) after each row's last token, and the state there."""
+    ) -> tuple[SegmentWriter, Tensor]:
+        """Read whole segments by steps and open the unfinished one: the writer, and hidden states (B, D) at the end."""
         stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
         rows = torch.arange(len(input_ids), device=input_ids.device)
-        last = input_ids.new_zeros(0)
-        for segment, output, after in self._steps(stream, state, return_logits=False):
+        last = self.embedding_table.new_zeros(len(input_ids), self.embedding_table.shape[1])
+        for segment, output, after in self._steps(stream, state, return_logits=False, remember_only=True):
             state = after
-            ending = _the(output.hidden)[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]
-            has_token = segment.mask.any(dim=1, keepdim=True)
-            last = torch.where(has_token, ending, last) if segment.number else ending
-        return head(self.backbone, last), state
-
-
-def _the(value: Tensor | None) -> Tensor:
-    assert value is not None  # asked for
-    return value
+            if output.hidden is not None:
+                ending = output.hidden[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]
+                last = torch.where(segment.mask.any(dim=1, keepdim=True), ending, last)
+        writer = SegmentWriter(self, state)
+        unfinished = state.pending_counts > 0
+        if unfinished.any():
+            last = torch.where(unfinished[:, None], writer.open(), last)
+        return writer, last
 
 
 def _choose(scores: Tensor, sample: bool) -> Tensor:

@@ -44,14 +44,12 @@ class Recalled:
     """What a segment gets to see of the past.
 
     Attributes:
-        bank: The bank recalled from, its usage noted.
         leading: Prompt before the segment, (B, R, D).
         trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
         weights: Recall weights (B, R, N), or None without recall.
         distances: (B,) int64, segments back to the strongest slot; 0 where nothing was recalled.
     """
 
-    bank: Bank
     leading: Tensor
     trailing: Tensor
     weights: Tensor | None
@@ -132,7 +130,6 @@ class SegmentReader(MemoryModel):
             if summary is None:
                 summary = self.summarise(*self._query_tokens(state, fresh))
             mixed, weights = self.memory.recall(summary, bank)
-            bank = bank.record_usage(weights, fresh.complete)  # once a segment, however many calls it took
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
             distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
         elif self.memory.injection is not None and bank.embeddings.shape[1]:
@@ -142,7 +139,7 @@ class SegmentReader(MemoryModel):
         else:
             prompts = self.memory.injection(mixed, filled)
             leading, trailing = (prompt.to(self.embedding_table.dtype) for prompt in prompts)
-        return Recalled(bank, leading, trailing, weights, distances)
+        return Recalled(leading, trailing, weights, distances)
 
     def _pieces(
         self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
@@ -156,7 +153,9 @@ class SegmentReader(MemoryModel):
 
     def _remember(self, state: MemoryState, fresh: Fresh, recalled: Recalled, left_behind: Tensor) -> MemoryState:
         """The state after a segment was read that leaves embeddings (B, R, D) behind where it is complete."""
-        bank = recalled.bank
+        bank = state.bank
+        if recalled.weights is not None:
+            bank = bank.record_usage(recalled.weights, fresh.complete)  # once a segment, however many calls it took
         if self.config.prompt_tokens:
             bank = bank.append(left_behind, fresh.complete, state.segments_read, self._retain, self.config.capacity)
         return self._after(state, fresh, bank)

@@ -118,12 +118,10 @@ def _rank_files(folder: Path, template: str, suffix: str, num_files: int) -> lis
     for rank in range(num_files):
         names.append(template.format(rank))
         if names[-1] not in surplus:
-            raise FileNotFoundError(f"{folder} lacks {names[-1]} (files of that kind: {num_files})")
+            raise FileNotFoundError(f"{folder} lacks {names[-1]}, expected {num_files} such files")
         surplus.remove(names[-1])
     if surplus:
-        raise OSError(
-            f"{folder} holds {min(surplus)}, which is not part of a ZeRO checkpoint of {num_files} such files"
-        )
+        raise OSError(f"{folder} holds {min(surplus)}, expected {', '.join(names)} and no more")
     return [folder / name for name in names]
 
 
@@ -137,9 +135,7 @@ def _read_shares(folder: Path) -> list[_Share]:
     for file in _rank_files(folder, template, OPTIM_SUFFIX, first.num_ranks):
         share = first if file == files[0] else _read_share(file)
         if (share.is_stage3, share.num_ranks) != (first.is_stage3, first.num_ranks):
-            raise OSError(
-                f"{file} and {files[0].name} are of different runs: their ZeRO stage or number of ranks differ"
-            )
+            raise OSError(f"{file} and {files[0].name} are of runs with different ZeRO stages or numbers of ranks")
         shares.append(share)
     return shares
 
@@ -183,20 +179,21 @@ def _join_stage12(shares: list[_Share], model: dict[str, Any]) -> dict[str, Tens
         if len(share.pieces) != len(groups):
             raise ValueError(f"rank {rank} holds {len(share.pieces)} parameter groups, expected {len(groups)}")
     weights = {}
+    multiple = 2 * len(shares)  # lines are padded to it
     for group, shapes in enumerate(groups):
         line = [share.pieces[group] for share in shares]
         gaps = shares[0].gaps[group] if shares[0].gaps else [0] * len(shapes)
         needed = sum(math.prod(shape) for shape in shapes.values()) + sum(gaps)
-        held = sum(piece.numel() for piece in line)
-        multiple = 2 * len(shares)  # lines are padded to it, but the padding is not always saved
-        if -(-needed // multiple) != -(-held // multiple):
-            raise ValueError(f"the ranks hold {held} numbers of parameter group {group}, expected {needed}")
+        held = [piece.numel() for piece in line]
+        whole = held[0] * len(held)  # only the last rank leaves out the padding at the end of a line
+        even = len(set(held[:-1])) <= 1 and needed <= sum(held) <= whole
+        if not even or -(-needed // multiple) != -(-whole // multiple):
+            raise ValueError(f"the ranks hold {held} numbers of parameter group {group}, expected {needed} evenly cut")
         start = 0
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
             weights[name] = _cut(line, start, math.prod(shape)).view(shape)
             start += math.prod(shape) + gap
-    rest = set(model["module"]) - set(weights) - set(model["shared_params"])  # buffers and frozen parameters
-    return weights | _copy_from_module(model, rest)
+    return weights | _copy_from_module(model, set(model["module"]) - set(weights))  # buffers and frozen parameters
 
 
 def _join_stage3(shares: list[_Share], models: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,0 +1,116 @@
+"""Write on from a state, one position of the backbone per token.
+
+The unfinished segment's window, [prompt | sensory | tokens so far], stays in the backbone's cache. It is read anew only
+where it changes in front: at the start of a segment, and, with a "prefix" query, once more when the J tokens that the
+query reads are there; until then the prompt is that of a "previous" query. A full segment is closed by feeding the
+trailing prompt on the cache.
+
+Shape legend: B rows, R memory embeddings per segment, D embedding size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmt.memory.state import MemoryState
+from hmt.model.backbone import CachedWindow, embed
+from hmt.model.reading import Fresh, Recalled, SegmentReader
+from hmt.model.splice import splice
+
+
+class SegmentWriter:
+    """A text being written: a `MemoryState` and, beside it, the cache of its last window.
+
+    Args:
+        model: What reads and remembers.
+        state: What was read before; what is written goes on from here.
+
+    Attributes:
+        state: The state after every token fed so far: that of reading the same text.
+    """
+
+    def __init__(self, model: SegmentReader, state: MemoryState) -> None:
+        self.model = model
+        self.state = state
+        self._window: CachedWindow | None = None
+        self._recalled: Recalled | None = None
+
+    def open(self) -> Tensor:
+        """Read the unfinished segment into a new window; some row must have a token in it.
+
+        Returns:
+            Last hidden state (B, D) of each row's newest token; meaningless in rows without one.
+        """
+        model, state = self.model, self.state
+        none = state.pending_ids[:, :0], state.pending_valid[:, :0]
+        fresh = model._add(state, *none)
+        self._recalled = model._recall(state, fresh, self._summary(fresh))
+        window = splice(*model._pieces(state, self._recalled, *none), pad="left")
+        self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask)
+        return hidden[:, -1]
+
+    def feed(self, tokens: Tensor, running: Tensor) -> Tensor:
+        """Read one more token of the running rows.
+
+        Args:
+            tokens: (B,) int64.
+            running: (B,) bool; the others stay as they are.
+
+        Returns:
+            Last hidden state (B, D) of each running row's token.
+        """
+        model, ids, mask = self.model, tokens[:, None], running[:, None]
+        fresh = model._add(self.state, ids, mask)
+        stale = self._window is None or self._completes_query(fresh)
+        if stale and fresh.complete.any():
+            output, self.state = model.step(ids, self.state, segment_mask=mask, return_logits=False)
+            assert output.hidden is not None
+            self._window = None
+            return output.hidden[:, 0]
+        if stale:
+            self.state = model._after(self.state, fresh, self.state.bank)
+            return self.open()
+        assert self._window is not None
+        hidden = self._window.append(embed(model.backbone, ids))[:, 0]
+        if fresh.complete.any():
+            self._close(fresh)
+        else:
+            self.state = model._after(self.state, fresh, self.state.bank)
+        return hidden
+
+    def _summary(self, fresh: Fresh) -> Tensor | None:
+        """The query of each row: that of a whole segment once its tokens are there, before that the "previous" one.
+
+        So the prompt depends on the text alone, whatever part of it was the user's, was written in an earlier call, or
+        stands in another row.
+        """
+        model, state = self.model, self.state
+        count = model.config.summary_tokens
+        if not count or not state.bank.embeddings.shape[1]:
+            return None
+        before, before_mask = state.tail_ids[:, -count:], state.tail_valid[:, -count:]
+        missing = max(count - fresh.ids.shape[1], 0)
+        ids, mask = (F.pad(part, (0, missing))[:, :count] for part in (fresh.ids, fresh.mask))
+        ready = mask.all(dim=1, keepdim=True) & (model.config.recall_query == "prefix")
+        return model.summarise(torch.where(ready, ids, before), torch.where(ready, mask, before_mask))
+
+    def _completes_query(self, fresh: Fresh) -> bool:
+        """Whether some row now has the last of the tokens that its query reads, so that its prompt changes."""
+        config = self.model.config
+        if not config.recalls or config.recall_query != "prefix":
+            return False
+        reached = fresh.mask.sum(dim=1) == config.summary_tokens
+        return bool((reached & (fresh.new > 0) & self.state.bank.filled).any())
+
+    def _close(self, fresh: Fresh) -> None:
+        """Feed the trailing prompt, remember what it leaves behind, and let the window go."""
+        assert self._window is not None
+        assert self._recalled is not None
+        trailing = self._recalled.trailing
+        # One position at a time: recurrent backbones go on from their state in no other way.
+        left_behind = [self._window.append(trailing[:, i : i + 1]) for i in range(trailing.shape[1])]
+        embeddings = torch.cat(left_behind, dim=1) if left_behind else trailing
+        self.state = self.model._remember(self.state, fresh, self._recalled, embeddings)
+        self._window = None
