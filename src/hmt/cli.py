@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
     "train": (options.TrainOptions, "hmt.train"),
     "evaluate": (options.EvaluateOptions, "hmt.evaluate"),
+    "remember": (options.RememberOptions, "hmt.remember"),
     "generate": (options.GenerateOptions, "hmt.generate"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }

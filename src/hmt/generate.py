@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from hmt.memory.state import MemoryState
 from hmt.model.loading import load
 from hmt.options import GenerateOptions
 from hmt.text.batches import tokenize
@@ -33,6 +34,7 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     model, tokenizer = load(options)
     document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
     input_ids = document.ids[None].to(model.device)
+    memory = None if options.memory is None else MemoryState.load(options.memory, device=model.device)
     torch.manual_seed(options.seed)
     started = time.perf_counter()
     sampling: dict[str, Any] = {
@@ -44,6 +46,7 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     }
     sequences = model.generate(
         input_ids,
+        memory=memory,
         max_new_tokens=options.max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from hmt.config import MemoryConfig
 
 KILO = 1024
@@ -210,6 +212,8 @@ class GenerateOptions(OutputOptions, ModelOptions):
     """The text to continue."""
     prompt_file: Path | None = None
     """A UTF-8 file with the text to continue."""
+    memory: Path | None = None
+    """Memory file of what was read before the prompt (see hmt remember)."""
     max_new_tokens: int = 100
     """Tokens to generate."""
     do_sample: bool = False
@@ -233,6 +237,18 @@ class GenerateOptions(OutputOptions, ModelOptions):
         _positive(self, "max_new_tokens", "temperature", "repetition_penalty", "top_p")
         if (self.prompt is None) == (self.prompt_file is None):
             raise ValueError("give the text to continue with one of --prompt and --prompt_file")
+
+
+@dataclass(kw_only=True)
+class RememberOptions(OutputOptions, ModelOptions):
+    """Read a text of any length once, and keep the memory of it in a file."""
+
+    text: Positional[str]
+    """A UTF-8 text file, or - for standard input."""
+    out: Path
+    """The memory file."""
+    append: bool = False
+    """Go on from the memory that is in the file."""
 
 
 @dataclass(kw_only=True)

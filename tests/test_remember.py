@@ -1,0 +1,107 @@
+"""`hmt remember`: a text read once is a file that generation goes on from."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmt import HMTForCausalLM, MemoryState, remember
+from hmt.pretrained import load_tokenizer
+from tests.conftest import make_backbone
+from tests.model.test_equivalence import assert_same_state
+
+FLAGS = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """A text of many lines."""
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {n} of the book.\n" for n in range(40)))
+    return path
+
+
+def expected_state(backbone_dir: Path, text: str) -> MemoryState:
+    """The state of reading a text in one call."""
+    torch.manual_seed(0)
+    fields = {flag.removeprefix("--"): value for flag, value in zip(FLAGS[::2], FLAGS[1::2], strict=True)}
+    model = HMTForCausalLM.from_backbone(backbone_dir, **fields).eval()
+    return model.remember(load_tokenizer(str(backbone_dir))(text, return_tensors="pt").input_ids)
+
+
+@pytest.mark.parametrize("part", [100_000, 50])
+def test_a_book_becomes_a_file(
+    part: int, book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remember, "PART_CHARACTERS", part)
+    out = tmp_path / "book.memory"
+    status, said, complaint = run_cli(
+        "remember", book, "--model_name", backbone_dir, *FLAGS, "--out", out, "--json", tmp_path / "r.json"
+    )
+    assert status == 0, complaint
+    assert "5 memory embeddings in" in said
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["new_tokens"] == len(book.read_text())
+    assert figures["file_bytes"] == out.stat().st_size
+    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+
+
+def test_a_stream_is_appended_to_what_is_there(
+    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "book.memory"
+    halves = book.read_text()[:401], book.read_text()[401:]
+    for half in halves:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(half))
+        status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *FLAGS, "--out", out, "--append")
+        assert status == 0, complaint
+    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+
+
+def test_generation_goes_on_from_the_file(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    model = ("--model_name", backbone_dir, *FLAGS)
+    run_cli("remember", book, *model, "--out", tmp_path / "book.memory")
+    made = []
+    for more in (("--memory", tmp_path / "book.memory", "--prompt", "Line"), ("--prompt", book.read_text() + "Line")):
+        run_cli("generate", *model, *more, "--max_new_tokens", 12, "--json", tmp_path / "g.json")
+        made.append(json.loads((tmp_path / "g.json").read_text())["text"])
+    assert made[0] == made[1]
+
+
+def test_a_memory_of_another_model_is_refused(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    make_backbone(seed=1).save_pretrained(tmp_path / "other")
+    load_tokenizer(str(backbone_dir)).save_pretrained(tmp_path / "other")
+    out = tmp_path / "book.memory"
+    run_cli("remember", book, "--model_name", backbone_dir, *FLAGS, "--out", out)
+    before = out.read_bytes()
+    for command in (
+        ("generate", "--memory", out, "--prompt", "a"),
+        ("remember", book, "--append", "--out", out),
+    ):
+        status, _, complaint = run_cli(*command, "--model_name", tmp_path / "other", *FLAGS)
+        assert status == 2
+        assert "this memory was written by" in complaint
+        assert complaint.count("\n") == 1
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"", "there is no text in"), (b"caf\xe9", "is not UTF-8 text"), (None, "No such file")]
+)
+def test_a_text_that_cannot_be_read_leaves_no_file(
+    text: bytes | None, message: str, backbone_dir: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    if text is not None:
+        (tmp_path / "book.txt").write_bytes(text)
+    status, _, complaint = run_cli(
+        "remember", tmp_path / "book.txt", "--model_name", backbone_dir, *FLAGS, "--out", tmp_path / "book.memory"
+    )
+    assert status == 2
+    assert message in complaint
+    assert not (tmp_path / "book.memory").exists()
