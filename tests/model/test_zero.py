@@ -277,6 +277,14 @@ def test_a_rank_with_too_few_or_too_many_weights_is_noticed(
         load_zero_checkpoint(tmp_path)
 
 
+def test_ranks_with_pieces_of_different_lengths_are_noticed(tmp_path: Path) -> None:
+    file = sorted(write_checkpoint(tmp_path, stage=2, num_ranks=3).glob("*_optim_states.pt"))[1]
+    groups = [torch.ones(9), torch.ones(2)]  # one number of the first group too many, which would shift the rest
+    save_optimizer({"single_partition_of_fp32_groups": groups, "partition_count": 3}, file)
+    with pytest.raises(OSError, match=r"hold \[8, 9, 5\] numbers of parameter group 0, expected 21 evenly cut"):
+        load_zero_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(("stage", "number"), [(2, 0), (3, 0), (3, 1)])
 @pytest.mark.parametrize("shape", [(7, 3), (2, 3)])
 def test_a_model_file_with_other_shapes_is_noticed(

@@ -18,6 +18,6 @@ def weights_digest(model: nn.Module) -> str:
     for parameter in model.parameters():
         flat = parameter.detach().reshape(-1)
         stride = max(flat.numel() // SAMPLES, 1)
-        samples.append(flat[::stride][:SAMPLES].to(torch.bfloat16))
+        samples.append(flat[::stride][:SAMPLES].to(torch.bfloat16).float())
     values = torch.cat([sample.to(samples[0].device) for sample in samples]) if samples else torch.zeros(0)
-    return hashlib.sha256(values.float().cpu().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()[:16]
