@@ -56,6 +56,11 @@ def test_the_rows_read_as_they_are_named_with_one_window(tokenizer: PreTrainedTo
     assert by_name["hmt_previous"]["causal_tokens"] == by_name["hmt_previous"]["tokens"] == 40
 
 
+def test_the_row_is_that_of_the_mode_where_none_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = evaluate_rows(make_model(), tokenizer, texts(90), options(lengths="80", mode="rmt"))["rows"]
+    assert [row["row"] for row in rows] == ["rmt"]
+
+
 def test_spans_side_by_side_score_as_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
     losses = [
         [row["loss"] for row in evaluate_rows(

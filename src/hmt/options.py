@@ -96,8 +96,8 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
 
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
-    modes: str = "hmt"
-    """Rows of the table, same window for all: backbone, isolated, rmt, short_term, hmt, hmt_previous."""
+    modes: str | None = None
+    """Rows, same window for all: backbone, isolated, rmt, short_term, hmt, hmt_previous; by default that of --mode."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -129,7 +129,7 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
     @property
     def rows(self) -> list[str]:
         """The rows of the table."""
-        return [row.strip() for row in self.modes.split(",") if row.strip()]
+        return [row.strip() for row in (self.modes or self.mode).split(",") if row.strip()]
 
     @property
     def scored_tokens(self) -> int:
