@@ -217,6 +217,8 @@ def _converted(name: str, gguf: Path) -> Path:
 
 
 def _dequantised() -> dict[str, Any]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading a GGUF file needs gguf: pip install hmt[gguf]")
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}

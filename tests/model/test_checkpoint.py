@@ -157,3 +157,22 @@ def test_a_config_can_be_given_whole(backbone_dir: Path) -> None:
     model = HMTForCausalLM.from_backbone(backbone_dir, config, num_sensory=3)
     assert (model.config.segment_length, model.config.num_sensory) == (24, 3)
     assert model.config.backbone_config.model_type == "llama"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_checkpoint_of_stage_1_keeps_what_it_learnt_when_recall_is_added(
+    by_name: bool, backbone_dir: Path, tmp_path: Path
+) -> None:
+    source = backbone_dir if by_name else make_backbone()
+    model = HMTForCausalLM.from_backbone(source, mode="short_term", segment_length=20, num_sensory=4)
+    model.freeze_backbone()
+    with torch.no_grad():
+        for parameter in model.memory.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path, mode="hmt")
+    for name, value in model.memory.state_dict().items():
+        assert torch.equal(loaded.memory.state_dict()[name], value), name
+    added = [loaded.memory.summary_prompt, loaded.memory.recall.wq.weight, loaded.memory.recall.wk.weight]
+    assert all(parameter.abs().max() > 0 and parameter.isfinite().all() for parameter in added)
+    assert HMTForCausalLM.from_pretrained(tmp_path, mode="backbone")(random_ids(1, 30)).logits.isfinite().all()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init  # leaves alone what a checkpoint has filled
 
 from hmt.config import MemoryConfig
 from hmt.memory.bank import Bank
@@ -57,7 +58,7 @@ class PublishedInjection(nn.Module):
 
     def initialise(self, neutral: Tensor, scale: Tensor) -> None:
         """Draw the initial memory with the spread of the token embeddings, as published."""
-        nn.init.normal_(self.initial, std=float(scale))
+        init.normal_(self.initial, std=float(scale))
 
     def forward(self, recalled: Tensor | None, filled: Tensor) -> tuple[Tensor, Tensor]:
         """Leading and trailing prompt, (B, R, D) each; `filled` (B,) says which rows have something recalled."""
@@ -87,11 +88,10 @@ class GatedInjection(nn.Module):
 
     def initialise(self, neutral: Tensor, scale: Tensor) -> None:
         """Start from an embedding (D,) the backbone knows and the size of its token embeddings."""
-        with torch.no_grad():
-            self.base.copy_(neutral.expand_as(self.base))
-            self.trailing.copy_(neutral + scale * torch.randn_like(self.trailing))
-            self.rms_scale.copy_(scale)
-        nn.init.eye_(self.projection.weight)
+        init.copy_(self.base, neutral.expand_as(self.base))
+        init.copy_(self.trailing, neutral + scale * torch.randn_like(self.trailing))
+        init.copy_(self.rms_scale, scale)
+        init.eye_(self.projection.weight)
 
     def forward(self, recalled: Tensor | None, filled: Tensor) -> tuple[Tensor, Tensor]:
         """Leading and trailing prompt, (B, R, D) each; `filled` (B,) says which rows have something recalled."""
@@ -134,7 +134,7 @@ class Memory(nn.Module):
         if self.injection is not None:
             self.injection.initialise(neutral, scale)
         if self.summary_prompt is not None:
-            nn.init.normal_(self.summary_prompt, std=float(scale))
+            init.normal_(self.summary_prompt, std=float(scale))
         if self.recall is not None:
-            nn.init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
-            nn.init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)
+            init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
+            init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)
