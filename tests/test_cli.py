@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hmt.cli import VERBS, parse
@@ -54,6 +56,20 @@ def test_flags_go_over_the_file_and_the_file_over_the_checkpoint(tmp_path: Path)
     assert options.load_from_ckpt == str(tmp_path / "ckpt")
 
 
+def test_a_file_says_no_and_one_thousandth_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "lr_decay: no\nmemory_learning_rate: 1e-3\nuse_lora: true\nmax_documents: null\n"
+    )
+    options = parse("train", ["--config", str(tmp_path / "run.yaml"), "--no-use_lora"])
+    assert (options.lr_decay, options.memory_learning_rate, options.use_lora) == (False, 1e-3, False)
+
+
+def test_a_checkpoint_is_found_under_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model().save_pretrained(tmp_path / "ckpt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("evaluate", ["--load_from_ckpt=~/ckpt"]).segment_length == 20
+
+
 def test_token_counts_are_written_short() -> None:
     assert parse_counts("8k, 512,1m,1k") == [512, 1024, 8192, 1024 * 1024]
 
@@ -67,6 +83,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path, task_di
     (root / "columns").mkdir()
     (root / "columns/test.jsonl").write_text('{"body": "x"}\n')
     (root / "broken.yaml").write_text("a: [1\n")
+    (root / "words.yaml").write_text("segment_length: abc\n")
+    (root / "lists.yaml").write_text("modes: [hmt, rmt]\n")
+    (root / "choice.yaml").write_text("dtype: foo\n")
+    make_backbone().save_pretrained(root / "broken")
+    byte_tokenizer().save_pretrained(root / "broken")
+    (root / "broken/model.safetensors").write_bytes(b"nonsense")
+    (root / "numbers").mkdir()
+    pq.write_table(pa.table({"text": [1, 2]}), root / "numbers/test.parquet")
     (root / "unknown.yaml").write_text("block_size: 3\n")
     small = make_backbone()
     small.resize_token_embeddings(100)
@@ -122,6 +146,24 @@ MISTAKES = {
     "broken yaml": ("train --config {root}/broken.yaml", "is not YAML"),
     "unknown setting": ("train --config {root}/unknown.yaml", "sets block_size, which is no flag"),
     "no yaml": ("train --config {root}/none.yaml", "No such file"),
+    "output taken": (
+        "train --model_name {backbone} --task_name {task} --save_ckpt {backbone}",
+        "holds other files than a checkpoint",
+    ),
+    "output here": ("train --model_name {backbone} --task_name {task} --save_ckpt .", "which would be lost"),
+    "figures taken": ("evaluate --model_name {backbone} --task_name {task} --json {root}", "is a directory, not"),
+    "memory taken": ("remember {root}/a --model_name {backbone} --out {root}", "is a directory, not a file"),
+    "yaml of words": ("train --config {root}/words.yaml", "invalid literal for int"),
+    "yaml of lists": ("evaluate --config {root}/lists.yaml", "modes must be a single value"),
+    "yaml of no choice": ("evaluate --config {root}/choice.yaml", "foo"),
+    "no row": ("evaluate --modes ,", "modes must name at least one of"),
+    "no real device": (
+        "evaluate --model_name {backbone} --task_name {task} --device meta",
+        "device 'meta' cannot be used",
+    ),
+    "damaged backbone": ("evaluate --model_name {root}/broken --task_name {task}", "cannot load model"),
+    "numbers for text": ("evaluate --task_name {root}/numbers --model_name {backbone}", "holds int, not text"),
+    "half floats": ("train --dtype float16 --use_lora", "float16 weights cannot be trained"),
     "both stages": ("train --hmt_stage_1 --hmt_stage_2", "exclude each other"),
     "nothing to train": (
         "train --model_name {backbone} --task_name {task} --mode backbone --segment_length 64",

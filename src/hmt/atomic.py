@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,10 +28,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """A directory to fill beside `path`; it takes the place of `path` when the block ends without an error.
 
     Raises:
-        FileExistsError: If `path` is a file.
+        FileExistsError: If `path` is a file, or a directory that holds something else than a checkpoint.
     """
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file, not a directory")
+    path = path.resolve()
+    check_output_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -47,6 +48,43 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_output_directory(path: Path) -> None:
+    """Make sure that a checkpoint may take the place of a path: a free one, an empty directory or an old checkpoint.
+
+    Raises:
+        FileExistsError: If something else is there that would be lost.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, not a directory")
+    if path.is_dir() and any(path.iterdir()) and not _is_checkpoint(path):
+        raise FileExistsError(
+            f"{path} holds other files than a checkpoint, which would be lost; name another directory"
+        )
+
+
+def check_output_file(path: Path) -> None:
+    """Make sure that a path can become a file.
+
+    Raises:
+        IsADirectoryError: If it is a directory.
+        NotADirectoryError: If what should be its directory is a file.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, not a file")
+    for parent in path.resolve().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise NotADirectoryError(f"{parent} is a file, not a directory")
+            return
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        return json.loads((path / "config.json").read_text()).get("model_type") == "hmt"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _flush(file: Path) -> None:

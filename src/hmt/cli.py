@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from hmt import options
+from hmt.atomic import atomic_file, check_output_directory, check_output_file
 from hmt.config import MEMORY_FIELDS
+from hmt.pretrained import read_checkpoint_config
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
@@ -78,24 +80,22 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     kind = VERBS[verb][0]
-    rest, config_file = _take_flag(list(arguments), "config")
+    flags, config_file = _take_flag(list(arguments), "config")
     settings = _read_yaml(kind, Path(config_file)) if config_file else {}
-    checkpoint = _take_flag(rest, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
-    if checkpoint and (path := Path(checkpoint) / "config.json").is_file():
-        stored = json.loads(path.read_text())
+    checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
+    if checkpoint and issubclass(kind, options.ModelOptions):
+        stored = read_checkpoint_config(str(checkpoint))
         settings = {name: stored[name] for name in MEMORY_FIELDS if name in stored} | settings
-    required = {field.name: tyro.MISSING for field in fields(kind) if _is_required(field)}
-    default = kind(**(required | settings)) if settings else None
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
+            # Later flags go over earlier ones, and all are checked alike, wherever they come from.
             chosen: Any = tyro.cli(
                 kind,
-                args=rest,
+                args=[*_as_flags(settings), *flags],
                 prog=f"hmt {verb}",
-                default=default,
-                use_underscores=True,
                 description=(kind.__doc__ or "").strip() + "\n\nAll flags may stand in a YAML file: --config FILE.yaml",
+                use_underscores=True,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -105,11 +105,32 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     return chosen
 
 
+def _as_flags(settings: dict[str, Any]) -> list[str]:
+    """Settings of a file as the flags they stand for."""
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | dict):
+            raise ValueError(f"{name} must be a single value, got {value}")
+        elif value is not None:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
 def _find_early(chosen: Any) -> None:
-    """Complain of a missing model or task before torch is imported, which takes seconds."""
+    """Complain of a missing model, task or place to write before torch is imported and work is done."""
     from hmt.pretrained import locate
     from hmt.text.tasks import find_task
 
+    for name in ("save_ckpt", "out"):
+        target = getattr(chosen, name, None)
+        if target is not None and isinstance(chosen, options.TrainOptions | options.ConvertOptions):
+            check_output_directory(target.resolve())
+    if isinstance(chosen, options.RememberOptions):
+        check_output_file(chosen.out)
+    if isinstance(chosen, options.OutputOptions) and chosen.json is not None:
+        check_output_file(chosen.json)
     if task := getattr(chosen, "task_name", None):
         find_task(task, getattr(chosen, "split", "train"))
     if checkpoint := getattr(chosen, "load_from_ckpt", None):
@@ -142,23 +163,14 @@ def _read_yaml(kind: type, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {_one_line(str(error))}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold one setting a line, as in segment_length: 256")
-    known = {field.name: field for field in fields(kind)}
+    known = {field.name for field in fields(kind)}
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
-    if unknown := sorted(set(settings) - set(known)):
+    if unknown := sorted(set(settings) - known):
         raise ValueError(f"{path} sets {', '.join(unknown)}, which is no flag of this verb")
-    return {
-        name: Path(value) if "Path" in str(known[name].type) and value is not None else value
-        for name, value in settings.items()
-    }
-
-
-def _is_required(field: Field) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+    return settings
 
 
 def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    from hmt.atomic import atomic_file
-
     with atomic_file(path) as file:
         file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hmt.model import convert
+from hmt.model.legacy import convert_checkpoint
 from hmt.options import ConvertOptions
 
 
@@ -14,7 +14,7 @@ def run(options: ConvertOptions) -> tuple[dict[str, Any], str]:
     Returns:
         Figures of the new checkpoint, and a closing line.
     """
-    model, left_out = convert.convert(options.state, options.backbone, options.out, options, options.lora_alpha)
+    model, left_out = convert_checkpoint(options.state, options.backbone, options.out, options, options.lora_alpha)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     figures = {"out": str(options.out), "mode": model.config.mode, "parameters": parameters, "left_out": left_out}
     note = f"; left out: {', '.join(left_out)}" if left_out else ""

@@ -9,7 +9,7 @@ from typing import Any
 from hmt import evaluate, train
 from hmt.atomic import atomic_file
 from hmt.model.loading import load
-from hmt.options import DemoOptions, EvaluateOptions, TrainOptions
+from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
 from hmt.report.plot import plot_perplexity
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
@@ -33,8 +33,13 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
         "dtype": "bfloat16",
     }
     scoring = EvaluateOptions(
-        **shared, lengths=options.lengths, modes=ROWS, max_documents=options.max_documents, target_tokens=768
+        **shared,
+        lengths=options.lengths,
+        modes=ROWS,
+        max_documents=options.max_documents,
+        target_tokens=3 * parse_counts(options.lengths)[0] // 4,
     )
+    scoring.check()
     training = TrainOptions(
         **shared,
         batch_size=1,

@@ -122,6 +122,8 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
             raise ValueError(
                 f"target_tokens must be below the shortest of lengths ({lengths[0]}), got {self.target_tokens}"
             )
+        if not self.rows:
+            raise ValueError(f"modes must name at least one of {', '.join(ROWS)}, got {self.modes!r}")
         for row in self.rows:
             if row not in ROWS:
                 raise ValueError(f"modes must be of {', '.join(ROWS)}, got {row!r}")
@@ -198,6 +200,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
             raise ValueError(f"stage_1_step must be at least 0, got {self.stage_1_step}")
         if self.hmt_stage_1 and self.hmt_stage_2:
             raise ValueError("hmt_stage_1 and hmt_stage_2 exclude each other; give neither to run both stages")
+        if self.dtype == "float16" and (self.use_lora or self.train_backbone):
+            raise ValueError("float16 weights cannot be trained; give --dtype bfloat16 or float32")
         if self.use_lora and self.train_backbone:
             raise ValueError(
                 "use_lora trains an adapter on a frozen backbone, train_backbone the backbone itself; give one"

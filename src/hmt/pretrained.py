@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import threading
@@ -62,6 +63,7 @@ def load_backbone(
     dtype: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    **more: Any,
 ) -> PreTrainedModel:
     """Load a causal LM.
 
@@ -71,10 +73,12 @@ def load_backbone(
         dtype: torch dtype or its name; the checkpoint's own where None.
         revision: Revision of a hub id.
         trust_remote_code: Run code that comes with the checkpoint.
+        more: As in `AutoModelForCausalLM.from_pretrained`, such as `device_map` or `attn_implementation`.
 
     Raises:
         OSError: If there is no such model, or no hub to ask; one line that says which.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     location = locate(name, "model")
@@ -83,9 +87,12 @@ def load_backbone(
         options["dtype"] = dtype
     if gguf_file is not None:
         options |= {"gguf_file": gguf_file} | _dequantised()
-    return AutoModelForCausalLM.from_pretrained(
-        location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
+        )
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise OSError(f"cannot load model {name}: {first_line(error)}") from error
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -101,7 +108,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     try:
         tokenizer = AutoTokenizer.from_pretrained(location.ready(), local_files_only=location.local, **options)
     except (ValueError, KeyError) as error:
-        raise OSError(f"no tokenizer at {name}: {_first_line(error)}") from error
+        raise OSError(f"no tokenizer at {name}: {first_line(error)}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
     return tokenizer
 
@@ -149,6 +156,27 @@ def locate(name: str, what: str) -> Location:
     return Location(hub_id, local=not reachable)
 
 
+def read_checkpoint_config(name: str) -> dict[str, Any]:
+    """The config.json of a checkpoint directory or hub id.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If the file is damaged.
+    """
+    location = locate(name, "checkpoint")
+    path = Path(location.source) / "config.json"
+    if not Path(location.source).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(location.source, "config.json", local_files_only=location.local))
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings")
+    return values
+
+
 def looks_like_a_path(name: str) -> bool:
     """True for names that no hub can have: a mistyped directory must not be taken for a hub id."""
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
@@ -193,7 +221,7 @@ def _is_cached(hub_id: str) -> bool:
     try:
         return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
     except HFValidationError as error:
-        raise FileNotFoundError(f"no model {hub_id!r}: {_first_line(error)}") from error
+        raise FileNotFoundError(f"no model {hub_id!r}: {first_line(error)}") from error
 
 
 def _converted(name: str, gguf: Path) -> Path:
@@ -218,11 +246,12 @@ def _converted(name: str, gguf: Path) -> Path:
 
 def _dequantised() -> dict[str, Any]:
     if importlib.util.find_spec("gguf") is None:
-        raise ImportError("reading a GGUF file needs gguf: pip install hmt[gguf]")
+        raise ImportError("reading a GGUF file needs gguf, the extra gguf: pip install gguf")
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first; its name where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

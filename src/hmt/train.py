@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 STAGE_1_SEGMENTS = 2
 LOG_EVERY_STEPS = 10
+ADVICE = "lower --memory_learning_rate or --learning_rate, or use --dtype float32"
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,15 @@ def training_step(
     )
     loss = float(output.loss.detach())
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss}; the step was not taken: lower --memory_learning_rate")
+        raise FloatingPointError(f"the loss is {loss}; the step was not taken: {ADVICE}")
     optimizer.zero_grad(set_to_none=True)
     output.loss.backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(trained, options.max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm} at a loss of {loss:.3f}; the step was not taken: {ADVICE}"
+        )
     optimizer.step()
     return loss, norm
 
@@ -139,7 +144,6 @@ def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
     if options.train_backbone:
         model.requires_grad_(True)
         return
-    model.freeze_backbone()
     if options.use_lora and not model.has_adapter:
         model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout)
     for name, parameter in model.backbone.named_parameters():

@@ -176,3 +176,50 @@ def test_a_checkpoint_of_stage_1_keeps_what_it_learnt_when_recall_is_added(
     added = [loaded.memory.summary_prompt, loaded.memory.recall.wq.weight, loaded.memory.recall.wk.weight]
     assert all(parameter.abs().max() > 0 and parameter.isfinite().all() for parameter in added)
     assert HMTForCausalLM.from_pretrained(tmp_path, mode="backbone")(random_ids(1, 30)).logits.isfinite().all()
+
+
+def test_weights_that_were_trained_are_saved_whatever_is_frozen_later(backbone_dir: Path, tmp_path: Path) -> None:
+    model = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    with torch.no_grad():
+        model.backbone.model.embed_tokens.weight.add_(0.001)
+    model.freeze_backbone()
+    model.save_pretrained(tmp_path / "first")
+    second = HMTForCausalLM.from_pretrained(tmp_path / "first")
+    assert_same_model(second, model)
+    second.freeze_backbone()
+    second.save_pretrained(tmp_path / "second")
+    assert_same_model(HMTForCausalLM.from_pretrained(tmp_path / "second"), model)
+
+
+def test_nothing_stale_stays_in_a_directory_that_is_saved_to_again(backbone_dir: Path, tmp_path: Path) -> None:
+    adapted = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    adapted.add_lora()
+    adapted.save_pretrained(tmp_path)
+    plain = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    plain.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.has_adapter
+    assert_same_model(loaded, plain)
+
+
+def test_an_adapter_takes_the_training_state_of_its_backbone(model: HMTForCausalLM) -> None:
+    model.add_lora()
+    ids = random_ids(1, 30)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_parameters_that_a_full_checkpoint_lacks_are_fitted_to_its_backbone(tmp_path: Path) -> None:
+    backbone = make_model(mode="backbone")
+    backbone.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path, mode="hmt")
+    assert torch.equal(loaded.memory.injection.base[0], backbone.embedding_table[1])  # the embedding of BOS
+    assert loaded.memory.injection.rms_scale == pytest.approx(backbone.embedding_table.pow(2).mean().sqrt().item())
+
+
+def test_settings_go_over_a_config_that_is_given(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    assert HMTForCausalLM.from_pretrained(tmp_path, config=model.config, mode="rmt").config.mode == "rmt"
+    with pytest.raises(ValueError, match="segment_length must exceed"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, segment_length=5)

@@ -163,6 +163,39 @@ def test_rows_at_different_places_of_their_segments_go_on_together() -> None:
         assert_same_state(output.memory.map(lambda t, i=index: t[i : i + 1]), model.remember(text[None]))
 
 
+@torch.no_grad()
+def test_logits_of_rows_at_different_places_stay_with_their_tokens() -> None:
+    model = make_model()
+    texts = [random_ids(1, n, seed=n)[0] for n in (17, 14)]
+    state = model.remember(torch.stack([texts[0][:3], texts[0][:3]]))
+    ids, mask = torch.zeros(2, 17, dtype=torch.long), torch.ones(2, 17)
+    ids[0, :14], ids[1, :14], mask[:, 14:] = texts[0][3:], texts[1], 0
+    alone = MemoryState.map  # each row on its own
+    both = model(ids, attention_mask=mask, memory=state, labels=ids)
+    for row in range(2):
+        own = model(
+            ids[row : row + 1, :14], memory=alone(state, lambda t, r=row: t[r : r + 1]), labels=ids[row : row + 1, :14]
+        )
+        torch.testing.assert_close(both.logits[row, :14], own.logits[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(both.nll[row, :13], own.nll[0], atol=1e-5, rtol=0)
+    # Rows 3 and 0 tokens into their segments, as wide together as the call itself.
+    mixed = model.remember(torch.tensor([[5, 6, 7], [5, 0, 0]]), attention_mask=torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    output = model(ids, attention_mask=mask, memory=mixed)
+    for row in range(2):
+        own = model(ids[row : row + 1, :14], memory=alone(mixed, lambda t, r=row: t[r : r + 1]))
+        torch.testing.assert_close(output.logits[row, :14], own.logits[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_row_that_has_ended_waits_while_the_others_go_on(model: HMTForCausalLM) -> None:
+    ids = random_ids(2, 40)
+    state = model.remember(ids[:, :20])
+    mask = torch.tensor([[1] * 20, [0] * 20])
+    after = model.remember(ids[:, 20:], state, attention_mask=mask)
+    assert_same_state(after.map(lambda t: t[1:]), state.map(lambda t: t[1:]))
+    assert_same_state(after.map(lambda t: t[:1]), model.remember(ids[:1]))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
 def test_a_segment_without_a_token_of_a_row_leaves_its_memory_untouched(mode: str) -> None:

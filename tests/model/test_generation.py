@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from hmt import HMTForCausalLM, MemoryState
+from hmt.model.writing import SegmentWriter
 from tests.conftest import FAMILIES, make_backbone, make_model, random_ids
 from tests.model.test_equivalence import VARIANTS, assert_same_state
 
@@ -53,6 +54,37 @@ def test_rows_of_different_length_get_the_text_they_get_alone(side: str, family:
     for index, row in enumerate(rows):
         alone = model.generate(row[None], max_new_tokens=25, eos_token_id=None)
         assert torch.equal(got[index, 40:], alone[0, len(row) :])
+
+
+@pytest.mark.parametrize(("family", "sharpness"), [("llama", 10), ("gemma3", 10), ("mamba", 1)])
+@torch.no_grad()
+def test_a_row_in_a_batch_is_written_from_the_hidden_states_it_has_alone(family: str, sharpness: float) -> None:
+    """Greedy tokens hide small differences."""
+    model = make_model(family, memory_injection="published")
+    for weight in (model.memory.recall.wq.weight, model.memory.recall.wk.weight):
+        weight.mul_(sharpness)  # sharp recall: the query matters (and a recurrent backbone amplifies rounding)
+    texts = random_ids(3, 90)
+    starts = torch.tensor([30, 41, 54])
+    states = [model.remember(texts[row : row + 1, :start]) for row, start in enumerate(starts.tolist())]
+    ids, mask = torch.zeros(3, 54, dtype=torch.long), torch.zeros(3, 54)
+    for row, start in enumerate(starts.tolist()):
+        ids[row, :start], mask[row, :start] = texts[row, :start], 1
+    together = SegmentWriter(model, model.remember(ids, attention_mask=mask))
+    alone = [SegmentWriter(model, state) for state in states]
+    for step in range(30):
+        tokens = texts[torch.arange(3), starts + step]
+        hidden = together.feed(tokens, torch.ones(3, dtype=torch.bool))
+        for row, writer in enumerate(alone):
+            own = writer.feed(tokens[row : row + 1], torch.ones(1, dtype=torch.bool))
+            torch.testing.assert_close(hidden[row], own[0], atol=1e-3, rtol=0, msg=f"row {row}, token {step}")
+
+
+def test_an_end_of_text_and_fifty_candidates_are_the_defaults_of_transformers(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 20)
+    model.generation_config.eos_token_id = int(model.generate(ids, max_new_tokens=5, eos_token_id=None)[0, 23])
+    assert model.generate(ids, generation_config=GenerationConfig(max_new_tokens=8)).shape[1] <= 24
+    drawn = model.generate(ids.repeat(400, 1), max_new_tokens=1, do_sample=True, temperature=100.0)[:, -1]
+    assert 20 < len(drawn.unique()) <= 50
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
@@ -150,7 +182,11 @@ def test_the_streamer_gets_the_prompt_and_each_token(model: HMTForCausalLM) -> N
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_beams": 3}, "num_beams and num_return_sequences must be 1"), ({"warmth": 3}, "does not take warmth")],
+    [
+        ({"num_beams": 3}, "num_beams and num_return_sequences must be 1"),
+        ({"warmth": 3}, "does not take warmth"),
+        ({"suppress_tokens": [5]}, "does not serve suppress_tokens"),
+    ],
 )
 def test_settings_that_cannot_be_served_are_refused(
     model: HMTForCausalLM, settings: dict[str, Any], message: str

@@ -17,7 +17,7 @@ USAGE_DECAY = 0.99
 """What is left of a slot's usage after one more recall."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bank:
     """Memory embeddings, oldest first; a row's filled slots come before its empty ones.
 

@@ -30,8 +30,9 @@ class Recall(nn.Module):
         The key projection is applied to the query, (S Wq Wk^T) M^T, so a step costs N * D and not N * D * H.
         """
         hidden_dim = self.wq.out_features
-        query = (summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight).float()
-        scores = query @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
+        with torch.autocast(summary.device.type, enabled=False):
+            query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
+            scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
         return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
 
     def forward(self, summary: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:

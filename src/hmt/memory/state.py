@@ -54,7 +54,7 @@ class ModelIdentity:
         return self.width == other.width and self.settings == other.settings and same_weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryState:
     """The memory of a text read so far, one row per text. Values are never changed in place.
 
@@ -168,8 +168,11 @@ class MemoryState:
         if metadata.get("version") != str(VERSION):
             raise ValueError(f"{path} has memory format {metadata.get('version')}, this program reads {VERSION}")
         bank = {name.removeprefix("bank."): tensors.pop(name) for name in list(tensors) if name.startswith("bank.")}
-        model = ModelIdentity(**json.loads(metadata["model"]))
-        return cls(bank=Bank(**bank), model=model, **tensors)
+        try:
+            model = ModelIdentity(**json.loads(metadata["model"]))
+            return cls(bank=Bank(**bank), model=model, **tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged memory file: {error}") from error
 
     def __repr__(self) -> str:
         tokens = ", ".join(str(count) for count in self.tokens_read.tolist())

@@ -38,7 +38,7 @@ class Perplexity:
             segment_tokens: Fresh tokens of a segment: so many targets are the last segment of a row.
             text_bytes: UTF-8 bytes of the batch's scored text.
         """
-        nll = nll.double()
+        nll, scored, causal = nll.cpu().double(), scored.cpu(), causal.cpu()
         both = scored & causal
         self.nats += float(nll[scored].sum())
         self.tokens += int(scored.sum())

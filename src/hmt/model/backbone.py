@@ -143,6 +143,8 @@ class CachedWindow:
             inputs["attention_mask"] = (self.mask if attends_to_cache else self.mask[:, -count:]).long()
             if "position_ids" in accepted:
                 inputs["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
+        if cache_name not in accepted:
+            raise ValueError(f"{type(self.backbone).__name__} has no cache to generate with")
         output = base(inputs_embeds=embeddings, use_cache=True, **inputs)
         self.cache = getattr(output, cache_name)
         return output.last_hidden_state

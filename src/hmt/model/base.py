@@ -38,6 +38,7 @@ class MemoryModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["memory"]  # noqa: RUF012  (transformers' own convention)
 
     def __init__(self, config: HMTConfig, backbone: PreTrainedModel | None = None) -> None:
+        config.check()
         super().__init__(config)
         self._retain = retention_policy(config.memory_policy)
         if backbone is None:
@@ -118,7 +119,7 @@ class MemoryModel(PreTrainedModel):
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),
             settings=settings,
-            weights="" if self.training else weights_digest(self),
+            weights="" if self.training else weights_digest(self.parameters()),
         )
 
     def initial_state(self, batch_size: int = 1) -> MemoryState:
@@ -126,14 +127,18 @@ class MemoryModel(PreTrainedModel):
         weight = self.embedding_table
         return MemoryState.initial(batch_size, self.config.tail_tokens, self.identity(), weight.device, weight.dtype)
 
-    def check_state(self, state: MemoryState, batch_size: int) -> None:
-        """Make sure that a state belongs to this model and this batch.
+    def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
+        """Where a call starts: a memory that was given, on this model's device, or the state before the first token.
 
         Raises:
-            ValueError: If it does not; names both sides.
+            ValueError: If the memory is another model's or of another batch; names both sides.
         """
+        if memory is None:
+            return self.initial_state(batch_size)
         own = self.identity()
-        if not own.accepts(state.model):
-            raise ValueError(f"this memory was written by {state.model}, but the model reading it is {own}")
-        if state.batch_size != batch_size:
-            raise ValueError(f"memory holds {state.batch_size} row(s), input_ids has {batch_size}")
+        if not own.accepts(memory.model):
+            raise ValueError(f"this memory was written by {memory.model}, but the model reading it is {own}")
+        if memory.batch_size != batch_size:
+            raise ValueError(f"memory holds {memory.batch_size} row(s), input_ids has {batch_size}")
+        device = self.embedding_table.device
+        return memory if memory.tokens_read.device == device else memory.to(device)

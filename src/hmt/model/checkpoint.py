@@ -11,6 +11,7 @@ A checkpoint directory holds
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +26,16 @@ from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
 from hmt.model.backbone import check_backbone
 from hmt.model.base import MemoryModel
 from hmt.model.configuration import HMTConfig
-from hmt.pretrained import BUILT_INS, load_backbone, locate
+from hmt.model.identity import weights_digest
+from hmt.pretrained import BUILT_INS, first_line, load_backbone, locate
 
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
 SHAPING_FIELDS = ("num_memory_tokens", "mem_recall_hidden_dim", "memory_injection")
 """Settings that fix the shapes of memory parameters, so a checkpoint cannot be read with others."""
+
+LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
+"""Where PEFT's own choice includes layers that it cannot adapt."""
 
 Self = TypeVar("Self", bound="CheckpointedModel")
 
@@ -39,6 +44,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 class CheckpointedModel(MemoryModel):
     """Wraps backbones, saves and loads."""
+
+    _loaded_digest = ""
 
     @classmethod
     def from_backbone(
@@ -94,6 +101,7 @@ class CheckpointedModel(MemoryModel):
             ),
             backbone=backbone,
         )
+        model._loaded_digest = model._backbone_digest() if source else ""
         model.initialise_memory()
         return model.train(backbone.training)
 
@@ -120,12 +128,14 @@ class CheckpointedModel(MemoryModel):
             from peft import LoraConfig
             from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
         except ImportError as error:
-            raise ImportError("LoRA needs PEFT: pip install hmt[lora]") from error
-        targets: Any = target_modules or TARGETS.get(self.backbone.config.model_type, "all-linear")
+            raise ImportError("LoRA needs PEFT, the extra lora: pip install peft") from error
+        family = self.backbone.config.model_type
+        targets: Any = target_modules or LORA_TARGETS.get(family) or TARGETS.get(family, "all-linear")
         self.freeze_backbone()
         self.backbone.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
         )
+        self.backbone.train(self.backbone.training)  # new layers start in training mode whatever the others are in
         self._name_adapter_base()
 
     @property
@@ -146,26 +156,33 @@ class CheckpointedModel(MemoryModel):
         Args:
             save_directory: Where to.
             state_dict: Gathered weights of a sharded model; the model's own where None.
-            save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen and
-                `config.backbone_source` says where to find them.
+            save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen, as they
+                were when they were loaded, and `config.backbone_source` says from where.
             kwargs: As in `PreTrainedModel.save_pretrained`.
         """
         if save_backbone is None:
             own = (p for name, p in self.backbone.named_parameters() if "lora_" not in name)
-            save_backbone = not self.config.backbone_source or any(p.requires_grad for p in own)
+            unchanged = self._loaded_digest == self._backbone_digest()
+            save_backbone = not self.config.backbone_source or not unchanged or any(p.requires_grad for p in own)
+        if not kwargs.get("is_main_process", True):
+            return
         weights = self.state_dict() if state_dict is None else state_dict
         path = Path(save_directory)
         if save_backbone:
             plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+            self.config.backbone_source = ""  # from now on these weights are to be had here alone
             super().save_pretrained(path, state_dict=plain, **kwargs)
             (path / MEMORY_FILE).unlink(missing_ok=True)
         else:
             path.mkdir(parents=True, exist_ok=True)
+            for stale in path.glob("model*.safetensors*"):
+                stale.unlink()
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(path)
             self.generation_config.save_pretrained(path)
             memory = {name: w.detach().cpu().contiguous() for name, w in weights.items() if name.startswith("memory.")}
             save_file(memory, path / MEMORY_FILE, metadata={"format": "pt"})
+        shutil.rmtree(path / ADAPTER_FOLDER, ignore_errors=True)
         if self.has_adapter:
             prefix = "backbone."
             adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
@@ -201,31 +218,52 @@ class CheckpointedModel(MemoryModel):
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if config is None:
             config = _read_config(path, fields, hub)
+        elif fields:
+            config = HMTConfig.from_dict(config.to_dict() | fields)
         optional = {"_raise_exceptions_for_missing_entries": False} | hub
         memory_file = cached_file(path, MEMORY_FILE, **optional)
         try:
-            if memory_file is None:
-                model = super().from_pretrained(path, *args, config=config, **kwargs)
+            if memory_file is not None:
+                model = cls._complete(config, memory_file, {n: v for n, v in kwargs.items() if n not in HUB_OPTIONS})
             else:
-                model = cls._complete(config, memory_file, kwargs.get("dtype"))
+                loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+                model, report = loaded
+                model._fit_new_parameters(report["missing_keys"])
             if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
+                cached_file(path, f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
                 model.backbone.load_adapter(str(Path(adapter).parent))
-        except SafetensorError as error:
-            raise OSError(f"cannot load {path}: {error}") from error
+        except (SafetensorError, RuntimeError) as error:
+            raise OSError(f"cannot load {path}: {first_line(error)}") from error
         return model.eval()
 
     @classmethod
-    def _complete(cls: type[Self], config: HMTConfig, memory_file: str, dtype: Any) -> Self:
+    def _complete(cls: type[Self], config: HMTConfig, memory_file: str, options: dict[str, Any]) -> Self:
         """A model from the memory's parameters and the backbone that its configuration names."""
         backbone = load_backbone(
-            config.backbone_source, gguf_file=config.backbone_gguf, dtype=dtype, revision=config.backbone_revision
+            config.backbone_source, gguf_file=config.backbone_gguf, revision=config.backbone_revision, **options
         )
         model = cls(config, backbone=backbone)
-        weights = {name.removeprefix("memory."): w for name, w in load_file(memory_file).items()}
+        model._loaded_digest = model._backbone_digest()
         model.initialise_memory()  # for parameters of another mode, which the checkpoint lacks
+        weights = {name.removeprefix("memory."): w for name, w in load_file(memory_file).items()}
         model.memory.load_state_dict(weights, strict=False)
         model.freeze_backbone()
         return model
+
+    def _fit_new_parameters(self, names: set[str]) -> None:
+        """Fit those parameters of the memory to the backbone that the checkpoint lacked, being of another mode."""
+        missing = [name.removeprefix("memory.") for name in names if name.startswith("memory.")]
+        loaded = {name: value for name, value in self.memory.state_dict().items() if name not in missing}
+        if missing:
+            loaded = {name: value.clone() for name, value in loaded.items()}
+            for tensor in (*self.memory.parameters(), *self.memory.buffers()):
+                setattr(tensor, "_is_hf_initialized", False)  # noqa: B010  (transformers' own mark)
+            self.initialise_memory()
+            self.memory.load_state_dict(loaded, strict=False)
+
+    def _backbone_digest(self) -> str:
+        """Digest of the backbone's own weights, exact, without an adapter's."""
+        return weights_digest((p for name, p in self.backbone.named_parameters() if "lora_" not in name), exact=True)
 
     def _name_adapter_base(self) -> None:
         source = self.config.backbone_source

@@ -38,6 +38,17 @@ DEFAULT_NEW_TOKENS = 20
 """New tokens where nothing says how many, as in transformers."""
 
 
+DEFAULT_TOP_K = 50
+"""Candidates of sampling where nothing says how many, as in transformers; 0 is all of them."""
+
+UNSERVED = (
+    "bad_words_ids", "constraints", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "force_words_ids", "guidance_scale", "min_length", "output_attentions", "output_hidden_states", "output_logits",
+    "output_scores", "penalty_alpha", "sequence_bias", "stop_strings", "suppress_tokens", "watermarking_config",
+)  # fmt: skip
+"""Settings of transformers that would change the text or the result and are not implemented."""
+
+
 @dataclass
 class GenerateOutput(ModelOutput):
     """Result of `generate` with `return_dict_in_generate=True`.
@@ -85,11 +96,12 @@ class SegmentGenerator(SegmentReader):
         Raises:
             ValueError: On settings that a memory cannot serve (beams, several sequences per prompt).
         """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be (batch, tokens), got {tuple(input_ids.shape)}")
         config, processors, criteria = _settings(self, input_ids, generation_config, kwargs)
         processors = LogitsProcessorList([*(logits_processor or []), *processors])
         criteria.extend(stopping_criteria or [])
-        state = self.initial_state(input_ids.shape[0]) if memory is None else memory
-        self.check_state(state, input_ids.shape[0])
+        state = self.start_state(memory, input_ids.shape[0])
         if streamer is not None:
             streamer.put(input_ids.cpu())
         writer, hidden = self._read_prompt(input_ids, attention_mask, state)
@@ -140,11 +152,17 @@ def _settings(
     model: Any, input_ids: Tensor, given: GenerationConfig | None, overrides: dict[str, Any]
 ) -> tuple[GenerationConfig, LogitsProcessorList, StoppingCriteriaList]:
     """Settings with every default filled in, and the processors and criteria that they ask for."""
-    config = copy.deepcopy(given or model.generation_config)
+    own = model.generation_config
+    config = copy.deepcopy(given or own)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # what the model ends with, unless said otherwise
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(own, name))
     if unknown := config.update(**overrides):
         raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise ValueError("generate follows one continuation per prompt: num_beams and num_return_sequences must be 1")
+    if unserved := [name for name in UNSERVED if getattr(config, name, None)]:
+        raise ValueError(f"generate does not serve {', '.join(unserved)}")
     prompt_tokens = input_ids.shape[1]
     if config.max_new_tokens is None:
         room = DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length - prompt_tokens
@@ -174,8 +192,9 @@ def _processors(config: GenerationConfig, prompt_tokens: int, device: str) -> Lo
     if config.do_sample:
         if config.temperature is not None and config.temperature != 1.0:
             processors.append(TemperatureLogitsWarper(config.temperature))
-        if config.top_k:
-            processors.append(TopKLogitsWarper(config.top_k))
+        top_k = DEFAULT_TOP_K if config.top_k is None else config.top_k
+        if top_k:
+            processors.append(TopKLogitsWarper(top_k))
         if config.top_p is not None and config.top_p < 1.0:
             processors.append(TopPLogitsWarper(config.top_p))
         if config.min_p is not None:

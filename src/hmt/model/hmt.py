@@ -58,8 +58,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             raise ValueError(
                 f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
             )
-        state = self.initial_state(input_ids.shape[0]) if memory is None else memory
-        self.check_state(state, input_ids.shape[0])
+        state = self.start_state(memory, input_ids.shape[0])
         unread = state.segments_read == 0
         stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
         targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)

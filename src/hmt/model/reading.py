@@ -99,6 +99,7 @@ class SegmentReader(MemoryModel):
         state = self.initial_state(segment_ids.shape[0]) if state is None else state
         if segment_mask is None:
             segment_mask = torch.ones_like(segment_ids, dtype=torch.bool)
+        segment_ids, segment_mask = segment_ids.long(), segment_mask.bool()
         fresh = self._add(state, segment_ids, segment_mask)
         if remember_only and not fresh.complete.any():
             nothing = StepOutput(None, None, None, torch.zeros_like(fresh.new))
@@ -249,8 +250,7 @@ class SegmentReader(MemoryModel):
         Returns:
             The state after the last token. Reading in two calls, split anywhere, gives the state of reading in one.
         """
-        state = self.initial_state(input_ids.shape[0]) if state is None else state
-        self.check_state(state, input_ids.shape[0])
+        state = self.start_state(state, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
         for _, _, after in self._steps(stream, state, return_logits=False, remember_only=True):
             state = after

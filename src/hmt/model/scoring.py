@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 from hmt.config import MemoryConfig
 from hmt.model.backbone import head
 from hmt.model.stream import Stream
-
-IGNORED = -100
-"""Label of a token that is not scored, as everywhere in transformers."""
+from hmt.text.batches import IGNORED
 
 CHUNK_POSITIONS = 1024
 """Positions whose logits exist at one time."""

@@ -21,13 +21,11 @@ class Segment:
     """The part of a call that belongs to one segment.
 
     Attributes:
-        number: Index of the segment, counted from the first one of this call.
         ids: (B, l) int64, each row's new tokens of the segment, from the left.
         mask: (B, l) bool.
         slots: (B, l) int64, where these tokens stand in the packed call.
     """
 
-    number: int
     ids: Tensor
     mask: Tensor
     slots: Tensor
@@ -59,14 +57,14 @@ class Stream:
                 f"got {tuple(attention_mask.shape)}"
             )
         self.real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if not self.real.any(dim=1).all():
-            empty = (~self.real.any(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"attention_mask leaves no token in row(s) {empty}")
+        empty = ~self.real.any(dim=1) & (state.tokens_read == 0)
+        if empty.any():
+            raise ValueError(f"attention_mask leaves no token in row(s) {empty.nonzero().flatten().tolist()}")
         self.fresh_tokens = fresh_tokens
         self.pending = state.pending_counts
-        self.ids, self.mask = pack(input_ids, self.real)
+        self.ids, self.mask = pack(input_ids.long(), self.real)
         self.lengths = self.mask.sum(dim=1)
-        self.count = int((self.pending + self.lengths - 1).max()) // fresh_tokens + 1
+        self.count = (int((self.pending + self.lengths).max()) - 1) // fresh_tokens + 1
         # (B, T): which packed token a column holds, and which segment and place in it that token has.
         self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)
         self.place = (self.index + self.pending[:, None]) % fresh_tokens
@@ -84,7 +82,7 @@ class Stream:
             slots = start[:, None] + torch.arange(width, device=start.device)
             mask = slots < end[:, None]
             slots = slots.clamp(max=self.ids.shape[1] - 1)
-            yield Segment(number, take(self.ids, slots), mask, slots)
+            yield Segment(take(self.ids, slots), mask, slots)
 
     def _bounds(self, number: int) -> tuple[Tensor, Tensor]:
         """First and one past the last packed token of a segment in each row, (B,) each; equal where it has none."""
@@ -101,12 +99,12 @@ class Stream:
 
     def pack(self, values: Tensor, fill: int) -> Tensor:
         """Values (B, T) of the call's columns in the order of the packed tokens; `fill` where there is none."""
-        return pack(values, self.real)[0].masked_fill(~self.mask, fill)
+        return pack(values.long(), self.real)[0].masked_fill(~self.mask, fill)
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """One tensor per segment, (B, l, ...) each, as values of the packed tokens, (B, T, ...)."""
         joined = torch.cat(parts, dim=1)
-        if joined.shape[1] == self.ids.shape[1]:  # all rows alike: nothing to move
+        if self.mask.all() and (self.pending == self.pending[0]).all():  # all rows alike: nothing to move
             return joined
         slots = torch.zeros_like(self.ids)
         offset = 0

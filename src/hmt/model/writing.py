@@ -65,7 +65,8 @@ class SegmentWriter:
         fresh = model._add(self.state, ids, mask)
         stale = self._window is None or self._completes_query(fresh)
         if stale and fresh.complete.any():
-            output, self.state = model.step(ids, self.state, segment_mask=mask, return_logits=False)
+            summary = self._summary(fresh)
+            output, self.state = model.step(ids, self.state, segment_mask=mask, summary=summary, return_logits=False)
             assert output.hidden is not None
             self._window = None
             return output.hidden[:, 0]

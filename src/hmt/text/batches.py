@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+"""Label of a token that is not scored, as everywhere in transformers."""
 
 
 @dataclass(frozen=True)

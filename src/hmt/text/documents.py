@@ -121,7 +121,7 @@ def _parquet(file: Path, column: str) -> Iterator[Document]:
         import pyarrow
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError("reading .parquet needs pyarrow: pip install hmt[data]") from error
+        raise ImportError("reading .parquet needs pyarrow, the extra data: pip install pyarrow") from error
     try:
         with pq.ParquetFile(file) as table:
             columns = table.schema_arrow.names
@@ -133,6 +133,10 @@ def _parquet(file: Path, column: str) -> Iterator[Document]:
             for batch in table.iter_batches(columns=[column]):
                 for text in batch.column(0).to_pylist():
                     number += 1
+                    if not isinstance(text, str | None):
+                        raise ValueError(
+                            f"{file}, row {number}: column {column!r} holds {type(text).__name__}, not text"
+                        )
                     yield Document(f"{file.name}:{number}", text or "")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file} is not a parquet file: {error}") from error

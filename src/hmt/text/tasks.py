@@ -94,7 +94,9 @@ def _hub_documents(task: HubTask, split: str, subset: str | None, text_column: s
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise ImportError(f"reading {task.hub_id} from a hub needs datasets: pip install hmt[data]") from error
+        raise ImportError(
+            f"reading {task.hub_id} from a hub needs datasets, the extra data: pip install datasets"
+        ) from error
     try:
         rows = datasets.load_dataset(task.hub_id, subset, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:

@@ -27,6 +27,7 @@ from hmt.atomic import atomic_directory
 from hmt.config import MemoryConfig, memory_fields
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.zero import is_zero_checkpoint, load_zero_checkpoint
+from hmt.pretrained import first_line
 
 BACKBONE_PREFIX = "memory_cell.model."
 PEFT_PREFIX = "base_model.model."
@@ -59,7 +60,7 @@ class LegacyWeights:
     left_out: tuple[str, ...]
 
 
-def convert(
+def convert_checkpoint(
     state_path: Path, backbone_dir: Path, out_dir: Path, config: MemoryConfig, lora_alpha: int = 32
 ) -> tuple[HMTForCausalLM, tuple[str, ...]]:
     """Write a native checkpoint with the weights of a published one.
@@ -121,7 +122,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise OSError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from error
+        raise OSError(f"cannot read weights from {path}: {first_line(error)}") from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise OSError(f"{path} is no table of weights")
