@@ -39,6 +39,14 @@ def test_shapes_that_do_not_fit_are_refused(model: HMTForCausalLM) -> None:
         model.step(random_ids(1, 15))
 
 
+def test_step_refuses_the_state_of_a_model_with_other_settings(model: HMTForCausalLM) -> None:
+    state = make_model(mode="rmt").remember(random_ids(1, 20))
+    with pytest.raises(ValueError, match=r"this memory was written by .* mode=rmt"):
+        model.step(random_ids(1, 3), state)
+    with pytest.raises(ValueError, match=r"memory holds 1 row\(s\), input_ids has 2"):
+        model.step(random_ids(2, 3), model.remember(random_ids(1, 20)))
+
+
 def test_loss_tokens_scores_the_end_of_each_row(model: HMTForCausalLM) -> None:
     ids = random_ids(2, 40)
     mask = torch.ones(2, 40)

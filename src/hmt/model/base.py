@@ -111,15 +111,15 @@ class MemoryModel(PreTrainedModel):
         assert isinstance(table, Tensor)
         return table
 
-    def identity(self) -> ModelIdentity:
-        """Which model this is, as a memory notes it; the weights' digest is left out while training."""
+    def identity(self, with_weights: bool = True) -> ModelIdentity:
+        """Which model this is, as a memory notes it; the weights' digest is always left out while training."""
         shaping = set(MEMORY_FIELDS) - {"memory_gain", "summary_batch_tokens", "memory_policy", "mem_recall_context"}
         settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in sorted(shaping))
         return ModelIdentity(
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),
             settings=settings,
-            weights="" if self.training else weights_digest(self.parameters()),
+            weights=weights_digest(self.parameters()) if with_weights and not self.training else "",
         )
 
     def initial_state(self, batch_size: int = 1) -> MemoryState:
@@ -135,10 +135,12 @@ class MemoryModel(PreTrainedModel):
         """
         if memory is None:
             return self.initial_state(batch_size)
-        own = self.identity()
-        if not own.accepts(memory.model):
-            raise ValueError(f"this memory was written by {memory.model}, but the model reading it is {own}")
-        if memory.batch_size != batch_size:
-            raise ValueError(f"memory holds {memory.batch_size} row(s), input_ids has {batch_size}")
+        self._check_state(memory, batch_size, self.identity())
         device = self.embedding_table.device
         return memory if memory.tokens_read.device == device else memory.to(device)
+
+    def _check_state(self, state: MemoryState, batch_size: int, own: ModelIdentity) -> None:
+        if not own.accepts(state.model):
+            raise ValueError(f"this memory was written by {state.model}, but the model reading it is {own}")
+        if state.batch_size != batch_size:
+            raise ValueError(f"memory holds {state.batch_size} row(s), input_ids has {batch_size}")

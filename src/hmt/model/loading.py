@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt.config import memory_fields
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import ModelOptions
-from hmt.pretrained import load_tokenizer
+from hmt.pretrained import first_line, load_tokenizer
 
 
 def load(options: ModelOptions) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
@@ -21,20 +21,26 @@ def load(options: ModelOptions) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
     dtype = {} if options.dtype == "auto" else {"dtype": getattr(torch, options.dtype)}
+    try:
+        model = _build(options, dtype).to(device)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot be built: {first_line(error)}") from error
+    return model.eval(), _tokenizer(options, model)
+
+
+def _build(options: ModelOptions, dtype: dict[str, torch.dtype]) -> HMTForCausalLM:
+    """The model of a checkpoint, or a backbone with a new memory."""
     fields = memory_fields(options)
     if options.load_from_ckpt is not None:
-        model = HMTForCausalLM.from_pretrained(options.load_from_ckpt, **fields, **dtype)
-    else:
-        model = HMTForCausalLM.from_backbone(
-            options.model_name,
-            gguf_file=options.gguf_file,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            **dtype,
-            **fields,
-        )
-    model.to(device)  # type: ignore[arg-type]
-    return model.eval(), _tokenizer(options, model)
+        return HMTForCausalLM.from_pretrained(options.load_from_ckpt, **fields, **dtype)
+    return HMTForCausalLM.from_backbone(
+        options.model_name,
+        gguf_file=options.gguf_file,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        **dtype,
+        **fields,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,7 +55,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 

@@ -94,9 +94,11 @@ class SegmentReader(MemoryModel):
             The output and the new state.
 
         Raises:
-            ValueError: If a row gets more tokens than its segment has room for.
+            ValueError: If a row gets more tokens than its segment has room for, or the state is that of a model with
+                other settings (weights are compared once a call, by `forward`, `remember` and `generate`).
         """
         state = self.initial_state(segment_ids.shape[0]) if state is None else state
+        self._check_state(state, segment_ids.shape[0], self.identity(with_weights=False))
         if segment_mask is None:
             segment_mask = torch.ones_like(segment_ids, dtype=torch.bool)
         segment_ids, segment_mask = segment_ids.long(), segment_mask.bool()
