@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -28,7 +30,7 @@ def load(options: ModelOptions) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase
     return model.eval(), _tokenizer(options, model)
 
 
-def _build(options: ModelOptions, dtype: dict[str, torch.dtype]) -> HMTForCausalLM:
+def _build(options: ModelOptions, dtype: dict[str, Any]) -> HMTForCausalLM:
     """The model of a checkpoint, or a backbone with a new memory."""
     fields = memory_fields(options)
     if options.load_from_ckpt is not None:
