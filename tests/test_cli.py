@@ -151,6 +151,10 @@ MISTAKES = {
         "holds other files than a checkpoint",
     ),
     "output here": ("train --model_name {backbone} --task_name {task} --save_ckpt .", "which would be lost"),
+    "output in a file": (
+        "train --model_name {backbone} --task_name {task} --save_ckpt {task}/train.txt/ckpt",
+        "is a file, not a directory",
+    ),
     "figures taken": ("evaluate --model_name {backbone} --task_name {task} --json {root}", "is a directory, not"),
     "memory taken": ("remember {root}/a --model_name {backbone} --out {root}", "is a directory, not a file"),
     "yaml of words": ("train --config {root}/words.yaml", "invalid literal for int"),

@@ -55,7 +55,9 @@ def check_output_directory(path: Path) -> None:
 
     Raises:
         FileExistsError: If something else is there that would be lost.
+        NotADirectoryError: If what should be the directory around it is a file.
     """
+    _check_parents(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, not a directory")
     if path.is_dir() and any(path.iterdir()) and not _is_checkpoint(path):
@@ -73,11 +75,13 @@ def check_output_file(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, not a file")
-    for parent in path.resolve().parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise NotADirectoryError(f"{parent} is a file, not a directory")
-            return
+    _check_parents(path)
+
+
+def _check_parents(path: Path) -> None:
+    nearest = next(parent for parent in path.resolve().parents if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file, not a directory")
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -19,7 +19,7 @@ import yaml
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
 from hmt.config import MEMORY_FIELDS
-from hmt.pretrained import read_checkpoint_config
+from hmt.pretrained import locate, read_checkpoint_config
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
@@ -120,23 +120,23 @@ def _as_flags(settings: dict[str, Any]) -> list[str]:
 
 def _find_early(chosen: Any) -> None:
     """Complain of a missing model, task or place to write before torch is imported and work is done."""
-    from hmt.pretrained import locate
     from hmt.text.tasks import find_task
 
-    for name in ("save_ckpt", "out"):
-        target = getattr(chosen, name, None)
-        if target is not None and isinstance(chosen, options.TrainOptions | options.ConvertOptions):
-            check_output_directory(target.resolve())
-    if isinstance(chosen, options.RememberOptions):
+    if isinstance(chosen, options.TrainOptions):
+        check_output_directory(chosen.save_ckpt)
+    elif isinstance(chosen, options.ConvertOptions):
+        check_output_directory(chosen.out)
+    elif isinstance(chosen, options.DemoOptions):
+        check_output_directory(chosen.out / "checkpoint")
+    elif isinstance(chosen, options.RememberOptions):
         check_output_file(chosen.out)
     if isinstance(chosen, options.OutputOptions) and chosen.json is not None:
         check_output_file(chosen.json)
     if task := getattr(chosen, "task_name", None):
         find_task(task, getattr(chosen, "split", "train"))
-    if checkpoint := getattr(chosen, "load_from_ckpt", None):
-        locate(checkpoint, "checkpoint")
-    elif model := getattr(chosen, "model_name", None):
-        locate(model, "model")
+    # A checkpoint was found when its settings were read.
+    if getattr(chosen, "model_name", None) and not getattr(chosen, "load_from_ckpt", None):
+        locate(chosen.model_name, "model")
 
 
 def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str | None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ROWS, EvaluateOptions, parse_counts
 from hmt.report.table import format_table
-from hmt.text.batches import Batch, Span, TokenDocument, aligned_length, pad, plan_spans, tokenize
+from hmt.text.batches import Span, TokenDocument, aligned_length, plan_spans, tokenize
 from hmt.text.tasks import load_documents
 
 COLUMNS = {
@@ -58,19 +59,19 @@ def evaluate_rows(
     """
     lengths = parse_counts(options.lengths)
     spans = plan_spans(documents, lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents)
-    work = [(row, length) for row in options.rows for length in lengths]
     rows = []
-    with tqdm(total=len(spans) * sum(length for _, length in work), unit="tok", unit_scale=True, disable=None) as bar:
-        for row, length in work:
-            bar.set_description(f"{row} {length:,}")
+    with tqdm(total=len(spans) * len(options.rows) * sum(lengths), unit="tok", unit_scale=True, disable=None) as bar:
+        for row in options.rows:
             reader = model.variant(**ROWS[row])
-            figures: dict[str, Any] = {
+            named = {
                 "row": row,
-                "context_tokens": length,
                 "segment_length": reader.config.segment_length,
                 "num_sensory": reader.config.max_sensory,
             }
-            rows.append(figures | _score(reader, tokenizer, documents, spans, length, options.batch_size, bar))
+            for length in lengths:
+                bar.set_description(f"{row} {length:,}")
+                figures = _score(reader, tokenizer, documents, spans, length, options.batch_size, bar)
+                rows.append({**named, "context_tokens": length, **figures})
     return {
         "spans": [{"document": documents[span.document].name, "first": span.start, "end": span.end} for span in spans],
         "rows": rows,
@@ -98,10 +99,10 @@ def _score(
     perplexity = Perplexity()
     read = aligned_length(length, spans[0].end - spans[0].start, model.config.fresh_tokens)
     with Meter(model.device) as meter:
-        for batch, text_bytes in _batches(tokenizer, documents, spans, read, batch_size):
-            output = model(batch.input_ids.to(model.device), labels=batch.labels.to(model.device), return_logits=False)
+        for input_ids, labels, text_bytes in _batches(tokenizer, documents, spans, read, batch_size):
+            output = model(input_ids.to(model.device), labels=labels.to(model.device), return_logits=False)
             perplexity.add(output.nll, output.scored_mask, output.causal_mask, model.config.fresh_tokens, text_bytes)
-            bar.update(len(batch.input_ids) * length)
+            bar.update(len(input_ids) * length)
     return perplexity.result() | {
         "read_tokens": read,
         "tokens_per_second": len(spans) * read / meter.seconds,
@@ -116,13 +117,12 @@ def _batches(
     spans: list[Span],
     length: int,
     batch_size: int,
-) -> Iterator[tuple[Batch, int]]:
-    """Samples of one length, and the UTF-8 bytes that their targets stand for."""
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Samples of one length (B, T), their labels, and the UTF-8 bytes that their targets stand for."""
     for start in range(0, len(spans), batch_size):
         group = spans[start : start + batch_size]
         samples = [span.sample(documents[span.document].ids, length) for span in group]
-        batch = pad([ids for ids, _ in samples])
-        labels = torch.stack([labels for _, labels in samples])
+        input_ids, labels = (torch.stack(parts) for parts in zip(*samples, strict=True))
         targets = [documents[span.document].ids[span.start : span.end].tolist() for span in group]
         text_bytes = sum(len(text.encode()) for text in tokenizer.batch_decode(targets))
-        yield Batch(batch.input_ids, batch.attention_mask, labels), text_bytes
+        yield input_ids, labels, text_bytes
