@@ -17,19 +17,21 @@ def fill(bank: Bank, count: int, capacity: int, rows: list[bool] | None = None, 
     for number in range(count):
         segments = torch.full((batch,), number) + read
         embeddings = segments[:, None, None].float().expand(batch, per_segment, 3)
-        bank = bank.append(embeddings, active, segments, fifo, capacity)
+        tokens = segments[:, None].expand(batch, 2) if active.any() else segments[:, None][:, :0]
+        bank = bank.append(embeddings, active, segments, tokens, fifo, capacity)
     return bank
 
 
 def empty(batch: int = 1) -> Bank:
-    """A bank of width 3."""
-    return Bank.empty(batch, 3, torch.device("cpu"), torch.float32)
+    """A bank of width 3, of segments of two tokens."""
+    return Bank.empty(batch, 3, 2, torch.device("cpu"), torch.float32)
 
 
 def contents(bank: Bank, row: int = 0) -> list[int]:
     """What a row holds, in order."""
     held: Tensor = bank.embeddings[row][bank.valid[row]][:, 0]
     assert torch.equal(held.long(), bank.segments[row][bank.valid[row]])
+    assert torch.equal(held.int()[:, None].expand(-1, 2), bank.tokens[row][bank.valid[row]])
     return held.long().tolist()
 
 
@@ -62,7 +64,7 @@ def test_gradients_flow_through_a_bank_that_overflows() -> None:
     embeddings = [torch.ones(1, 1, 3, requires_grad=True) for _ in range(6)]
     bank = empty()
     for number, embedding in enumerate(embeddings):
-        bank = bank.append(embedding, torch.tensor([True]), torch.tensor([number]), fifo, 4)
+        bank = bank.append(embedding, torch.tensor([True]), torch.tensor([number]), torch.zeros(1, 2), fifo, 4)
     bank.embeddings.sum().backward()
     assert [embedding.grad.sum().item() for embedding in embeddings] == [0, 0, 3, 3, 3, 3]
 

@@ -13,7 +13,8 @@ def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
     """A bank with so many filled slots per row."""
     rows, slots, _ = embeddings.shape
     valid = torch.arange(slots) < torch.tensor(counts)[:, None]
-    return Bank(embeddings, valid, torch.arange(slots).expand(rows, -1), torch.zeros(rows, slots))
+    numbers = torch.arange(slots).expand(rows, -1)
+    return Bank(embeddings, valid, numbers, torch.zeros(rows, slots), torch.zeros(rows, slots, 1, dtype=torch.int32))
 
 
 @torch.no_grad()

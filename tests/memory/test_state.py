@@ -75,7 +75,7 @@ def test_files_that_are_no_memory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"format is None, expected 'hmt\.memory'"):
         MemoryState.load(tmp_path / "weights.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "newer", metadata={"format": "hmt.memory", "version": "99"})
-    with pytest.raises(ValueError, match="has memory format 99, this program reads 1"):
+    with pytest.raises(ValueError, match="has memory format 99, this program reads 2"):
         MemoryState.load(tmp_path / "newer")
 
 

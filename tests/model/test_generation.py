@@ -149,19 +149,6 @@ def test_rows_end_at_their_own_end_of_text() -> None:
     assert not got[0, 20 + first :].any()
 
 
-def test_sampling_repeats_with_the_seed_and_respects_top_k(model: HMTForCausalLM) -> None:
-    ids = random_ids(1, 20)
-    settings = GenerationConfig(do_sample=True, temperature=2.0, top_k=50, max_new_tokens=20)
-    texts = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        texts.append(model.generate(ids, generation_config=settings))
-    assert torch.equal(texts[0], texts[1])
-    assert not torch.equal(texts[0], texts[2])
-    greedy = model.generate(ids, max_new_tokens=20, eos_token_id=None)
-    assert torch.equal(model.generate(ids, do_sample=True, top_k=1, max_new_tokens=20, eos_token_id=None), greedy)
-
-
 def test_the_streamer_gets_the_prompt_and_each_token(model: HMTForCausalLM) -> None:
     class Recorder:
         def __init__(self) -> None:
@@ -180,16 +167,34 @@ def test_the_streamer_gets_the_prompt_and_each_token(model: HMTForCausalLM) -> N
     assert recorder.ended
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_beams": 3}, "num_beams and num_return_sequences must be 1"),
-        ({"warmth": 3}, "does not take warmth"),
-        ({"suppress_tokens": [5]}, "does not serve suppress_tokens"),
-    ],
-)
-def test_settings_that_cannot_be_served_are_refused(
-    model: HMTForCausalLM, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        model.generate(random_ids(1, 5), **settings)
+def test_what_was_recalled_while_writing_can_be_read(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 60)
+    memory = model.remember(ids)
+    out = model.generate(
+        random_ids(1, 5, seed=1),
+        memory=memory,
+        max_new_tokens=30,
+        eos_token_id=None,
+        output_recall=True,
+        return_dict_in_generate=True,
+    )
+    strongest = out.recall.strongest(10)
+    shares = [share for _, share in strongest]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert {number for number, _ in strongest} <= set(range(7))
+    text = torch.cat([ids, out.sequences], dim=1)[0]
+    kept = [number for number in range(7) if out.memory.segment_tokens(number) is not None]
+    assert len(kept) == model.config.mem_recall_context
+    for number in kept:
+        assert torch.equal(out.memory.segment_tokens(number), text[number * 14 : number * 14 + 14])
+
+
+def test_two_questions_on_one_memory_do_not_disturb_each_other(model: HMTForCausalLM) -> None:
+    book = model.remember(random_ids(1, 75))
+    before = book.clone()
+    questions = [random_ids(1, 20, seed=seed) for seed in (1, 2, 1)]
+    answers = [model.generate(q, memory=book, max_new_tokens=20, eos_token_id=None) for q in questions]
+    assert torch.equal(answers[0], answers[2])
+    assert not torch.equal(answers[0][:, 20:], answers[1][:, 20:])
+    assert_same_state(book, before)

@@ -1,6 +1,6 @@
 """The memory bank: what past segments left behind, and which of it leaves when the bank is full.
 
-Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size.
+Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size, L fresh tokens per segment.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.rows import packing_order, take
@@ -26,21 +27,24 @@ class Bank:
         valid: (B, N) bool, True where a slot is filled.
         segments: (B, N) int64, the number of the segment that left the embedding.
         usage: (B, N) float32, decayed sum of the recall weights the slot received.
+        tokens: (B, N, L) int32, the fresh tokens of that segment, so that what is recalled can be read.
     """
 
     embeddings: Tensor
     valid: Tensor
     segments: Tensor
     usage: Tensor
+    tokens: Tensor
 
     @classmethod
-    def empty(cls, batch_size: int, width: int, device: torch.device, dtype: torch.dtype) -> Bank:
-        """A bank of no slots for `batch_size` rows of embeddings of size `width`."""
+    def empty(cls, batch_size: int, width: int, fresh_tokens: int, device: torch.device, dtype: torch.dtype) -> Bank:
+        """A bank of no slots for `batch_size` rows of embeddings of size `width`, of segments of `fresh_tokens`."""
         return cls(
             embeddings=torch.zeros(batch_size, 0, width, device=device, dtype=dtype),
             valid=torch.zeros(batch_size, 0, device=device, dtype=torch.bool),
             segments=torch.zeros(batch_size, 0, device=device, dtype=torch.long),
             usage=torch.zeros(batch_size, 0, device=device, dtype=torch.float32),
+            tokens=torch.zeros(batch_size, 0, fresh_tokens, device=device, dtype=torch.int32),
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Bank:
@@ -64,7 +68,13 @@ class Bank:
         return replace(self, usage=torch.where(rows[:, None] & self.valid, usage, self.usage))
 
     def append(
-        self, embeddings: Tensor, rows: Tensor, segments: Tensor, policy: RetentionPolicy, capacity: int
+        self,
+        embeddings: Tensor,
+        rows: Tensor,
+        segments: Tensor,
+        tokens: Tensor,
+        policy: RetentionPolicy,
+        capacity: int,
     ) -> Bank:
         """Remember what a segment left behind, and let the policy drop what no longer fits.
 
@@ -72,15 +82,18 @@ class Bank:
             embeddings: Memory embeddings of this segment, (B, R, D).
             rows: Rows that finished a segment, (B,) bool; the others stay as they are.
             segments: The segment's number in each row, (B,).
+            tokens: Its fresh tokens, (B, at most L); fewer only where no row finished a segment.
             policy: Decides what leaves a full bank.
             capacity: Slots kept per row at most.
         """
         new = rows[:, None].expand(-1, embeddings.shape[1])
+        tokens = F.pad(tokens, (0, self.tokens.shape[2] - tokens.shape[1])).to(self.tokens.dtype)
         grown = Bank(
             embeddings=torch.cat([self.embeddings, embeddings.to(self.embeddings.dtype)], dim=1),
             valid=torch.cat([self.valid, new], dim=1),
             segments=torch.cat([self.segments, segments[:, None].expand_as(new)], dim=1),
             usage=torch.cat([self.usage, torch.zeros(new.shape, device=self.usage.device)], dim=1),
+            tokens=torch.cat([self.tokens, tokens[:, None].expand(-1, new.shape[1], -1)], dim=1),
         )
         return grown.keep(policy(grown, capacity), capacity)
 

@@ -1,10 +1,12 @@
 """Everything that passes from segment to segment, as one explicit value.
 
-Shape legend: B rows, N bank slots, D embedding size, S tail tokens, P tokens of the unfinished segment.
+Shape legend: B rows, N bank slots, D embedding size, L fresh tokens per segment, S tail tokens, P tokens of the
+unfinished segment.
 
-File format (version 1): one safetensors file. Its tensors are those of the state under the names below; its metadata
+File format (version 2): one safetensors file. Its tensors are those of the state under the names below; its metadata
 holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A tensor is
-little-endian and unpadded as safetensors defines; nothing in the file is executed when it is read.
+little-endian and unpadded as safetensors defines; token ids are narrowed to uint16 where they fit. Nothing in the file
+is executed when it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from hmt.atomic import atomic_file
 from hmt.memory.bank import Bank
 
 FORMAT = "hmt.memory"
-VERSION = 1
+VERSION = 2
+
+NARROW = 1 << 16
+"""Token ids below this are written in two bytes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,14 @@ class MemoryState:
 
     @classmethod
     def initial(
-        cls, batch_size: int, tail: int, model: ModelIdentity, device: torch.device, dtype: torch.dtype
+        cls,
+        batch_size: int,
+        *,
+        fresh_tokens: int,
+        tail_tokens: int,
+        model: ModelIdentity,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> MemoryState:
         """The state before the first token of `batch_size` texts."""
 
@@ -88,9 +100,9 @@ class MemoryState:
             return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
 
         return cls(
-            bank=Bank.empty(batch_size, model.width, device, dtype),
-            tail_ids=zeros(tail),
-            tail_valid=zeros(tail, dtype=torch.bool),
+            bank=Bank.empty(batch_size, model.width, fresh_tokens, device, dtype),
+            tail_ids=zeros(tail_tokens),
+            tail_valid=zeros(tail_tokens, dtype=torch.bool),
             pending_ids=zeros(0),
             pending_valid=zeros(0, dtype=torch.bool),
             segments_read=zeros(),
@@ -132,6 +144,11 @@ class MemoryState:
         """The state on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
+    def segment_tokens(self, number: int, row: int = 0) -> Tensor | None:
+        """Token ids (L,) int64 of a segment of a row, or None where the bank does not keep that segment (any more)."""
+        slots = (self.bank.valid[row] & (self.bank.segments[row] == number)).nonzero()
+        return self.bank.tokens[row, slots[0, 0]].long() if len(slots) else None
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, whole or not at all.
 
@@ -140,6 +157,8 @@ class MemoryState:
         """
         path = Path(path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        if not (tensors["bank.tokens"] >= NARROW).any():
+            tensors["bank.tokens"] = tensors["bank.tokens"].to(torch.uint16)
         metadata = {"format": FORMAT, "version": str(VERSION), "model": json.dumps(asdict(self.model))}
         try:
             with atomic_file(path) as unfinished:
@@ -166,9 +185,13 @@ class MemoryState:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a memory file: format is {metadata.get('format')!r}, expected {FORMAT!r}")
         if metadata.get("version") != str(VERSION):
-            raise ValueError(f"{path} has memory format {metadata.get('version')}, this program reads {VERSION}")
+            theirs = metadata.get("version")
+            raise ValueError(
+                f"{path} has memory format {theirs}, this program reads {VERSION}; remember the text again"
+            )
         bank = {name.removeprefix("bank."): tensors.pop(name) for name in list(tensors) if name.startswith("bank.")}
         try:
+            bank["tokens"] = bank["tokens"].to(torch.int32)
             model = ModelIdentity(**json.loads(metadata["model"]))
             return cls(bank=Bank(**bank), model=model, **tensors)
         except (KeyError, TypeError, ValueError) as error:

@@ -113,6 +113,13 @@ class CachedWindow:
     mask: Tensor
     cache: Any = None
 
+    def __post_init__(self) -> None:
+        self._accepted = inspect.signature(type(self.backbone.base_model).forward).parameters
+        self._cache_name = "past_key_values" if "past_key_values" in self._accepted else "cache_params"
+        if self._cache_name not in self._accepted:
+            raise ValueError(f"{type(self.backbone).__name__} has no cache to generate with")
+        self._ragged = not bool(self.mask.all())
+
     @classmethod
     def open(cls, backbone: PreTrainedModel, embeddings: Tensor, mask: Tensor) -> tuple[CachedWindow, Tensor]:
         """Read a window (B, M, D) whose rows are padded on the left.
@@ -129,22 +136,18 @@ class CachedWindow:
         Returns:
             Its last hidden states, (B, 1, D).
         """
-        self.mask = F.pad(self.mask, (0, 1), value=True)
+        if self._ragged:
+            self.mask = F.pad(self.mask, (0, 1), value=True)
         return self._read(embeddings)
 
     def _read(self, embeddings: Tensor) -> Tensor:
-        base = self.backbone.base_model
-        accepted = inspect.signature(type(base).forward).parameters
-        cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
-        inputs: dict[str, Any] = {cache_name: self.cache}
-        if not self.mask.all():
+        inputs: dict[str, Any] = {self._cache_name: self.cache}
+        if self._ragged:
             count = embeddings.shape[1]
-            attends_to_cache = cache_name == "past_key_values"
+            attends_to_cache = self._cache_name == "past_key_values"
             inputs["attention_mask"] = (self.mask if attends_to_cache else self.mask[:, -count:]).long()
-            if "position_ids" in accepted:
+            if "position_ids" in self._accepted:
                 inputs["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
-        if cache_name not in accepted:
-            raise ValueError(f"{type(self.backbone).__name__} has no cache to generate with")
-        output = base(inputs_embeds=embeddings, use_cache=True, **inputs)
-        self.cache = getattr(output, cache_name)
+        output = self.backbone.base_model(inputs_embeds=embeddings, use_cache=True, **inputs)
+        self.cache = getattr(output, self._cache_name)
         return output.last_hidden_state

@@ -125,7 +125,14 @@ class MemoryModel(PreTrainedModel):
     def initial_state(self, batch_size: int = 1) -> MemoryState:
         """The state before the first token of `batch_size` texts."""
         weight = self.embedding_table
-        return MemoryState.initial(batch_size, self.config.tail_tokens, self.identity(), weight.device, weight.dtype)
+        return MemoryState.initial(
+            batch_size,
+            fresh_tokens=self.config.fresh_tokens,
+            tail_tokens=self.config.tail_tokens,
+            model=self.identity(),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
         """Where a call starts: a memory that was given, on this model's device, or the state before the first token.

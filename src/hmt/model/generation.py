@@ -5,48 +5,23 @@ Shape legend: B rows, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    EosTokenCriteria,
-    GenerationConfig,
-    LogitsProcessorList,
-    MaxTimeCriteria,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
+from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
+from hmt.model.decoding import Context, Decoding, limit_length, plan, settle
+from hmt.model.outputs import RecallTrace
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Stream
 from hmt.model.writing import SegmentWriter
-
-DEFAULT_NEW_TOKENS = 20
-"""New tokens where nothing says how many, as in transformers."""
-
-
-DEFAULT_TOP_K = 50
-"""Candidates of sampling where nothing says how many, as in transformers; 0 is all of them."""
-
-UNSERVED = (
-    "bad_words_ids", "constraints", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
-    "force_words_ids", "guidance_scale", "min_length", "output_attentions", "output_hidden_states", "output_logits",
-    "output_scores", "penalty_alpha", "sequence_bias", "stop_strings", "suppress_tokens", "watermarking_config",
-)  # fmt: skip
-"""Settings of transformers that would change the text or the result and are not implemented."""
 
 
 @dataclass
@@ -55,11 +30,17 @@ class GenerateOutput(ModelOutput):
 
     Attributes:
         sequences: Prompt and new tokens, (B, T + new); rows that ended early are filled with the padding token.
+        scores: With `output_scores`, the scores (B, V) that each new token was chosen by, processed.
+        logits: With `output_logits`, the logits (B, V) before that.
         memory: The state after all tokens but the last, whose successor was never asked for.
+        recall: With `output_recall`, what was recalled while writing, the beginning of the unfinished segment included.
     """
 
     sequences: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
     memory: MemoryState | None = None
+    recall: RecallTrace | None = None
 
 
 class SegmentGenerator(SegmentReader):
@@ -76,127 +57,123 @@ class SegmentGenerator(SegmentReader):
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         streamer: BaseStreamer | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        output_recall: bool = False,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
         """Continue texts.
 
         Args:
             input_ids: Prompts, (B, T), of any length.
-            memory: What was read before the prompts; nothing where None.
+            memory: What was read before the prompts; nothing where None. It is left as it is, so that it can be
+                asked again.
             attention_mask: (B, T), nonzero at real tokens; padding may stand on either side.
             generation_config: Settings of transformers; the model's own where None.
-            logits_processor: Further processors, applied first.
+            logits_processor: Further processors, applied where transformers does, before those of sampling.
             stopping_criteria: Further reasons to stop.
             streamer: Receives the prompt, then each new token.
-            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`.
+            tokenizer: Needed with `stop_strings`.
+            output_recall: Return what was recalled (with `return_dict_in_generate`).
+            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`. Settings that
+                look back (`repetition_penalty`, `no_repeat_ngram_size`) look at this call's tokens.
 
         Returns:
-            Prompt and new tokens, (B, T + new), or a `GenerateOutput`.
+            Prompt and new tokens, (B, T + new), or a `GenerateOutput`; with `num_return_sequences` n, B * n rows, those
+            of a prompt side by side.
 
         Raises:
-            ValueError: On settings that a memory cannot serve (beams, several sequences per prompt).
+            ValueError: On settings that a memory cannot serve (beams, assisted decoding), and inputs that do not fit.
         """
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids must be (batch, tokens), got {tuple(input_ids.shape)}")
-        config, processors, criteria = _settings(self, input_ids, generation_config, kwargs)
-        processors = LogitsProcessorList([*(logits_processor or []), *processors])
-        criteria.extend(stopping_criteria or [])
+        config = settle(generation_config, self.generation_config, kwargs)
+        limit_length(config, input_ids.shape[1])
         state = self.start_state(memory, input_ids.shape[0])
+        if (copies := config.num_return_sequences or 1) > 1:
+            input_ids = input_ids.repeat_interleave(copies, dim=0)
+            state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
+            if attention_mask is not None:
+                attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+        history, padding = _pad_left(input_ids, attention_mask)
+        context = Context(input_ids.shape[1], padding, config, len(self.embedding_table), str(input_ids.device))
+        decoding = plan(context, logits_processor, stopping_criteria, tokenizer)
         if streamer is not None:
             streamer.put(input_ids.cpu())
-        writer, hidden = self._read_prompt(input_ids, attention_mask, state)
-        sequences, running = input_ids, torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        writer = SegmentWriter(self, state, keep_recollections=output_recall)
+        hidden = self._read_prompt(input_ids, attention_mask, writer)
+        result = self._write(writer, hidden, history, decoding, streamer)
+        assert result.sequences is not None
+        result.sequences = torch.cat([input_ids, result.sequences[:, input_ids.shape[1] :]], dim=1)
+        if writer.recollections is not None:
+            result.recall = RecallTrace.of(writer.recollections)
+        return result if config.return_dict_in_generate else result.sequences
+
+    def _write(
+        self,
+        writer: SegmentWriter,
+        hidden: Tensor,
+        sequences: Tensor,
+        decoding: Decoding,
+        streamer: BaseStreamer | None,
+    ) -> GenerateOutput:
+        """The decoding loop, from the hidden states (B, D) at the end of the prompts (B, T), padded on the left."""
+        config = decoding.config
+        running = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
+        all_scores, all_logits = [], []
         for count in range(config.max_new_tokens):
             if count:
                 hidden = writer.feed(sequences[:, -1], running)
-            logits = head(self.backbone, hidden)
-            scores = processors(sequences, logits.float())  # type: ignore[arg-type]
-            tokens = _choose(scores, config.do_sample)
-            tokens = torch.where(running, tokens, config.pad_token_id)
+            logits = head(self.backbone, hidden).float()
+            scores = decoding.processors(sequences, logits)  # type: ignore[arg-type]
+            tokens = torch.where(running, _choose(scores, config.do_sample), config.pad_token_id)
             sequences = torch.cat([sequences, tokens[:, None]], dim=1)
+            if config.output_scores:
+                all_scores.append(scores)
+            if config.output_logits:
+                all_logits.append(logits)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            running = running & ~criteria(sequences, logits)
+            running = running & ~decoding.criteria(sequences, scores)
             if not running.any():
                 break
         if streamer is not None:
             streamer.end()
-        return GenerateOutput(sequences, writer.state) if config.return_dict_in_generate else sequences
+        return GenerateOutput(
+            sequences=sequences,
+            scores=tuple(all_scores) if config.output_scores else None,
+            logits=tuple(all_logits) if config.output_logits else None,
+            memory=writer.state,
+        )
 
-    def _read_prompt(
-        self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState
-    ) -> tuple[SegmentWriter, Tensor]:
-        """Read whole segments by steps and open the unfinished one: the writer, and hidden states (B, D) at the end."""
-        stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
+    def _read_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, writer: SegmentWriter) -> Tensor:
+        """Read whole segments by steps and open the unfinished one: hidden states (B, D) at the end."""
+        stream = Stream(input_ids, attention_mask, writer.state, self.config.fresh_tokens)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         last = self.embedding_table.new_zeros(len(input_ids), self.embedding_table.shape[1])
-        for segment, output, after in self._steps(stream, state, return_logits=False, remember_only=True):
-            state = after
+        for segment, output, state in self._steps(stream, writer.state, return_logits=False, remember_only=True):
+            writer.state = state
             if output.hidden is not None:
                 ending = output.hidden[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]
                 last = torch.where(segment.mask.any(dim=1, keepdim=True), ending, last)
-        writer = SegmentWriter(self, state)
-        unfinished = state.pending_counts > 0
+        unfinished = writer.state.pending_counts > 0
         if unfinished.any():
             last = torch.where(unfinished[:, None], writer.open(), last)
-        return writer, last
+        return last
 
 
-def _choose(scores: Tensor, sample: bool) -> Tensor:
+def _choose(scores: Tensor, sample: bool | None) -> Tensor:
     if sample:
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
     return scores.argmax(dim=-1)
 
 
-def _settings(
-    model: Any, input_ids: Tensor, given: GenerationConfig | None, overrides: dict[str, Any]
-) -> tuple[GenerationConfig, LogitsProcessorList, StoppingCriteriaList]:
-    """Settings with every default filled in, and the processors and criteria that they ask for."""
-    own = model.generation_config
-    config = copy.deepcopy(given or own)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # what the model ends with, unless said otherwise
-        if getattr(config, name) is None:
-            setattr(config, name, getattr(own, name))
-    if unknown := config.update(**overrides):
-        raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
-    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
-        raise ValueError("generate follows one continuation per prompt: num_beams and num_return_sequences must be 1")
-    if unserved := [name for name in UNSERVED if getattr(config, name, None)]:
-        raise ValueError(f"generate does not serve {', '.join(unserved)}")
-    prompt_tokens = input_ids.shape[1]
-    if config.max_new_tokens is None:
-        room = DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length - prompt_tokens
-        config.max_new_tokens = room if room > 0 else DEFAULT_NEW_TOKENS
-    eos = config.eos_token_id
-    if config.pad_token_id is None:
-        config.pad_token_id = 0 if eos is None else (eos[0] if isinstance(eos, list) else eos)
-    criteria = StoppingCriteriaList()
-    if eos is not None:
-        criteria.append(EosTokenCriteria(eos_token_id=eos))
-    if config.max_time is not None:
-        criteria.append(MaxTimeCriteria(max_time=config.max_time))
-    return config, _processors(config, prompt_tokens, str(input_ids.device)), criteria
+def _pad_left(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The prompts (B, T) with their padding moved to the left, so that what was written follows what was read.
 
-
-def _processors(config: GenerationConfig, prompt_tokens: int, device: str) -> LogitsProcessorList:
-    """Transformers' own logits processors for these settings, in its order."""
-    processors = LogitsProcessorList()
-    if (config.repetition_penalty or 1.0) != 1.0:
-        processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-    if config.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.min_new_tokens and config.eos_token_id is not None:
-        processors.append(
-            MinNewTokensLengthLogitsProcessor(prompt_tokens, config.min_new_tokens, config.eos_token_id, device=device)
-        )
-    if config.do_sample:
-        if config.temperature is not None and config.temperature != 1.0:
-            processors.append(TemperatureLogitsWarper(config.temperature))
-        top_k = DEFAULT_TOP_K if config.top_k is None else config.top_k
-        if top_k:
-            processors.append(TopKLogitsWarper(top_k))
-        if config.top_p is not None and config.top_p < 1.0:
-            processors.append(TopPLogitsWarper(config.top_p))
-        if config.min_p is not None:
-            processors.append(MinPLogitsWarper(config.min_p))
-    return processors
+    Returns:
+        The moved prompts, and the padding of each row (B,), or None where there is none.
+    """
+    if attention_mask is None or attention_mask.all():
+        return input_ids, None
+    real = attention_mask.bool()
+    return take(input_ids, packing_order(~real)), (~real).sum(dim=1)

@@ -73,7 +73,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             elif output.hidden is not None and wanted is not None:
                 nlls.append(scoring.nll(self.backbone, output.hidden, wanted))
             if output_recall:
-                recalled.append((output.weights, output.distances))
+                recalled.append(output)
         result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, self.config, unread))
         if return_logits:
             result.logits = stream.unpack(stream.join(logits))
@@ -82,8 +82,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
             result.loss = result.nll.sum() / result.scored_mask.sum()
         if output_recall:
-            weights = tuple(weights for weights, _ in recalled if weights is not None)
-            result.recall = RecallTrace(weights, tuple(distances for _, distances in recalled))
+            result.recall = RecallTrace.of(recalled)
         return result
 
 

@@ -6,6 +6,8 @@ D embedding size, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,21 +16,33 @@ from transformers.utils import ModelOutput
 from hmt.memory.state import MemoryState
 
 
-@dataclass(frozen=True)
-class StepOutput:
+@dataclass(frozen=True, kw_only=True)
+class Recollection:
+    """What one segment recalled.
+
+    Attributes:
+        weights: Recall weights (B, R, N) over the bank before this segment, float32, 0 in a row that has nothing to
+            recall; or None without recall.
+        segments: Number of the segment behind each slot, (B, N) int64.
+        distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
+    """
+
+    weights: Tensor | None
+    segments: Tensor
+    distances: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput(Recollection):
     """What one step gives besides the new state.
 
     Attributes:
         hidden: Last hidden states of the new tokens, (B, l, D); None if the step only remembered.
         logits: (B, l, V), or None if they were not asked for.
-        weights: Recall weights (B, R, N) over the bank before this segment, float32, or None without recall.
-        distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
     """
 
     hidden: Tensor | None
     logits: Tensor | None
-    weights: Tensor | None
-    distances: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,17 +50,41 @@ class RecallTrace:
     """What was recalled in a call.
 
     Attributes:
-        weights: Recall weights (B, R, N) of each segment that recalled, in order.
+        weights: Recall weights (B, R, N) of each segment that recalled, in order; N is the bank's width at that time.
+        segments: Number of the segment behind each of those slots, (B, N) int64 each.
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
     """
 
     weights: tuple[Tensor, ...]
+    segments: tuple[Tensor, ...]
     by_segment: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, recollections: Sequence[Recollection]) -> RecallTrace:
+        """What these segments recalled, in order."""
+        return cls(
+            weights=tuple(one.weights for one in recollections if one.weights is not None),
+            segments=tuple(one.segments for one in recollections if one.weights is not None),
+            by_segment=tuple(one.distances for one in recollections),
+        )
 
     @property
     def distances(self) -> list[int]:
         """Recall distances (n_now - n_recalled of the strongest slot), in order of segments, then rows."""
         return [distance for row in self.by_segment for distance in row.tolist() if distance > 0]
+
+    def strongest(self, count: int, row: int = 0) -> list[tuple[int, float]]:
+        """The segments that a row recalled most, strongest first.
+
+        Returns:
+            At most `count` pairs (number of the segment, its share of all that was recalled).
+        """
+        mass: Counter[int] = Counter()
+        for weights, segments in zip(self.weights, self.segments, strict=True):
+            for number, weight in zip(segments[row].tolist(), weights[row].mean(dim=0).tolist(), strict=True):
+                mass[number] += weight
+        total = mass.total()
+        return [(number, weight / total) for number, weight in mass.most_common(count) if weight > 0]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hmt.memory.rows import pack
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
 from hmt.model.base import MemoryModel
-from hmt.model.outputs import StepOutput
+from hmt.model.outputs import Recollection, StepOutput
 from hmt.model.splice import splice
 from hmt.model.stream import Segment, Stream
 
@@ -39,21 +39,17 @@ class Fresh:
     complete: Tensor
 
 
-@dataclass(frozen=True)
-class Recalled:
-    """What a segment gets to see of the past.
+@dataclass(frozen=True, kw_only=True)
+class Recalled(Recollection):
+    """What a segment gets to see of the past, and where it comes from.
 
     Attributes:
         leading: Prompt before the segment, (B, R, D).
         trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
-        weights: Recall weights (B, R, N), or None without recall.
-        distances: (B,) int64, segments back to the strongest slot; 0 where nothing was recalled.
     """
 
     leading: Tensor
     trailing: Tensor
-    weights: Tensor | None
-    distances: Tensor
 
     def leading_prompt(self) -> tuple[Tensor, Tensor]:
         """The leading prompt as a piece of the window."""
@@ -104,14 +100,26 @@ class SegmentReader(MemoryModel):
         segment_ids, segment_mask = segment_ids.long(), segment_mask.bool()
         fresh = self._add(state, segment_ids, segment_mask)
         if remember_only and not fresh.complete.any():
-            nothing = StepOutput(None, None, None, torch.zeros_like(fresh.new))
+            nothing = StepOutput(
+                hidden=None,
+                logits=None,
+                weights=None,
+                segments=state.bank.segments,
+                distances=torch.zeros_like(fresh.new),
+            )
             return nothing, self._after(state, fresh, state.bank)
         recalled = self._recall(state, fresh, summary)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
         *_, hidden, left_behind = window.split(body(self.backbone, window.embeddings))
         logits = head(self.backbone, hidden) if return_logits else None
-        output = StepOutput(hidden, logits, recalled.weights, recalled.distances)
+        output = StepOutput(
+            hidden=hidden,
+            logits=logits,
+            weights=recalled.weights,
+            segments=recalled.segments,
+            distances=recalled.distances,
+        )
         return output, self._remember(state, fresh, recalled, left_behind)
 
     def _add(self, state: MemoryState, segment_ids: Tensor, segment_mask: Tensor) -> Fresh:
@@ -133,6 +141,7 @@ class SegmentReader(MemoryModel):
             if summary is None:
                 summary = self.summarise(*self._query_tokens(state, fresh))
             mixed, weights = self.memory.recall(summary, bank)
+            weights = weights * filled[:, None, None]
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
             distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
         elif self.memory.injection is not None and bank.embeddings.shape[1]:
@@ -142,7 +151,9 @@ class SegmentReader(MemoryModel):
         else:
             prompts = self.memory.injection(mixed, filled)
             leading, trailing = (prompt.to(self.embedding_table.dtype) for prompt in prompts)
-        return Recalled(leading, trailing, weights, distances)
+        return Recalled(
+            leading=leading, trailing=trailing, weights=weights, segments=bank.segments, distances=distances
+        )
 
     def _pieces(
         self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
@@ -160,7 +171,9 @@ class SegmentReader(MemoryModel):
         if recalled.weights is not None:
             bank = bank.record_usage(recalled.weights, fresh.complete)  # once a segment, however many calls it took
         if self.config.prompt_tokens:
-            bank = bank.append(left_behind, fresh.complete, state.segments_read, self._retain, self.config.capacity)
+            bank = bank.append(
+                left_behind, fresh.complete, state.segments_read, fresh.ids, self._retain, self.config.capacity
+            )
         return self._after(state, fresh, bank)
 
     def _after(self, state: MemoryState, fresh: Fresh, bank: Bank) -> MemoryState:

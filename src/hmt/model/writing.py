@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import CachedWindow, embed
+from hmt.model.outputs import Recollection
 from hmt.model.reading import Fresh, Recalled, SegmentReader
 from hmt.model.splice import splice
 
@@ -29,11 +30,14 @@ class SegmentWriter:
 
     Attributes:
         state: The state after every token fed so far: that of reading the same text.
+        recollections: What was recalled since the first window was opened, where that is asked for; it grows with the
+            text.
     """
 
-    def __init__(self, model: SegmentReader, state: MemoryState) -> None:
+    def __init__(self, model: SegmentReader, state: MemoryState, keep_recollections: bool = False) -> None:
         self.model = model
         self.state = state
+        self.recollections: list[Recollection] | None = [] if keep_recollections else None
         self._window: CachedWindow | None = None
         self._recalled: Recalled | None = None
 
@@ -47,6 +51,7 @@ class SegmentWriter:
         none = state.pending_ids[:, :0], state.pending_valid[:, :0]
         fresh = model._add(state, *none)
         self._recalled = model._recall(state, fresh, self._summary(fresh))
+        self._note(self._recalled)
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
         self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask)
         return hidden[:, -1]
@@ -68,6 +73,7 @@ class SegmentWriter:
             summary = self._summary(fresh)
             output, self.state = model.step(ids, self.state, segment_mask=mask, summary=summary, return_logits=False)
             assert output.hidden is not None
+            self._note(output)
             self._window = None
             return output.hidden[:, 0]
         if stale:
@@ -80,6 +86,10 @@ class SegmentWriter:
         else:
             self.state = model._after(self.state, fresh, self.state.bank)
         return hidden
+
+    def _note(self, recollection: Recollection) -> None:
+        if self.recollections is not None:
+            self.recollections.append(recollection)
 
     def _summary(self, fresh: Fresh) -> Tensor | None:
         """The query of each row: that of a whole segment once its tokens are there, before that the "previous" one.

@@ -1,0 +1,196 @@
+"""Generation settings mean what they mean in transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, WatermarkingConfig
+
+from hmt import HMTForCausalLM
+from hmt.model.decoding import LAST, PROCESSORS, UNSERVED, WARPERS
+from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
+
+SETTINGS: dict[str, Any] = {
+    "sequence_bias": [[[7], 4.0], [[250], -9.0]],
+    "repetition_penalty": 1.7,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[40], [41, 42]],
+    "min_length": 40,
+    "min_new_tokens": 18,
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 2,
+    "remove_invalid_values": True,
+    "exponential_decay_length_penalty": (5, 1.5),
+    "suppress_tokens": list(range(3, 150)),
+    "begin_suppress_tokens": list(range(3, 290)),
+    "temperature": 3.0,
+    "top_h": 0.4,
+    "top_k": 5,
+    "top_p": 0.3,
+    "min_p": 0.2,
+    "typical_p": 0.3,
+    "epsilon_cutoff": 0.01,
+    "eta_cutoff": 0.01,
+    "watermarking_config": WatermarkingConfig(bias=5.0),
+    "renormalize_logits": True,
+}
+
+
+def test_every_setting_that_is_served_is_compared_with_transformers() -> None:
+    assert set(SETTINGS) == {*PROCESSORS, *WARPERS, *LAST}
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_within_a_window_the_backbone_gives_its_own_text(name: str, sample: bool) -> None:
+    if name in WARPERS and not sample:
+        pytest.skip("a setting of sampling")
+    model = make_model(mode="backbone", num_sensory=0, segment_length=64)
+    eos = 2 if name in ("min_length", "min_new_tokens", "exponential_decay_length_penalty") else None
+    ids = random_ids(2, 20)
+    plain = {"max_new_tokens": 25, "do_sample": sample, "pad_token_id": 0, "eos_token_id": eos}
+    texts = []
+    for generator in (model, make_backbone()):
+        torch.manual_seed(0)
+        texts.append(generator.generate(ids, **plain, **{name: SETTINGS[name]}))
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "temperature"])
+def test_these_settings_change_the_text(name: str) -> None:
+    """So that the comparison above cannot pass by ignoring them on both sides."""
+    model, sample = make_model(), name in WARPERS
+    texts = []
+    for extra in ({}, {name: SETTINGS[name]}):
+        torch.manual_seed(0)
+        texts.append(model.generate(random_ids(2, 20), max_new_tokens=30, do_sample=sample, eos_token_id=None, **extra))
+    assert not torch.equal(*texts)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_text_that_could_be_repeated(side: str) -> None:
+    model = make_model()
+    row = random_ids(1, 12)
+    padding = torch.full((1, 20), int(model.generate(row, max_new_tokens=1)[0, -1]))
+    ids = torch.cat([padding, row] if side == "left" else [row, padding], dim=1)
+    mask = torch.cat([padding * 0, row * 0 + 1] if side == "left" else [row * 0 + 1, padding * 0], dim=1)
+    settings = {"max_new_tokens": 20, "eos_token_id": None, "repetition_penalty": 3.0, "no_repeat_ngram_size": 2}
+    got = model.generate(ids, attention_mask=mask, **settings)
+    assert torch.equal(got[:, 32:], model.generate(row, **settings)[:, 12:])
+
+
+def test_sampling_repeats_with_the_seed_and_respects_top_k(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 20)
+    settings = GenerationConfig(do_sample=True, temperature=2.0, top_k=50, max_new_tokens=20)
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(model.generate(ids, generation_config=settings))
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    greedy = model.generate(ids, max_new_tokens=20, eos_token_id=None)
+    assert torch.equal(model.generate(ids, do_sample=True, top_k=1, max_new_tokens=20, eos_token_id=None), greedy)
+
+
+def test_several_continuations_of_a_prompt_stand_side_by_side(model: HMTForCausalLM) -> None:
+    ids = random_ids(2, 20)
+    memory = model.remember(random_ids(2, 50, seed=1))
+    settings = {"max_new_tokens": 12, "eos_token_id": None, "do_sample": True}
+    got = model.generate(ids, memory=memory, num_return_sequences=3, **settings)
+    assert torch.equal(got[:, :20], ids.repeat_interleave(3, dim=0))
+    assert len(got.unique(dim=0)) == 6
+    same = model.generate(ids, memory=memory, num_return_sequences=3, **settings | {"top_k": 1})
+    assert torch.equal(
+        same, model.generate(ids, memory=memory, max_new_tokens=12, eos_token_id=None)[[0, 0, 0, 1, 1, 1]]
+    )
+
+
+def test_the_scores_are_those_the_tokens_were_chosen_by(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 20)
+    out = model.generate(
+        ids,
+        max_new_tokens=6,
+        eos_token_id=None,
+        suppress_tokens=[5, 6],
+        output_scores=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert len(out.scores) == len(out.logits) == 6
+    assert torch.equal(torch.stack(out.scores, 1).argmax(-1), out.sequences[:, 20:])
+    assert out.scores[0][0, 5] == -torch.inf
+    torch.testing.assert_close(out.logits[0], model(ids).logits[:, -1])
+
+
+def test_a_stop_string_ends_a_text(model: HMTForCausalLM) -> None:
+    tokenizer = byte_tokenizer()
+    ids = random_ids(1, 20)
+    unreadable = [i for i in range(300) if not tokenizer.decode([i]).isalnum()]
+    settings = {"max_new_tokens": 30, "eos_token_id": None, "suppress_tokens": unreadable}
+    free = model.generate(ids, **settings)
+    stop = tokenizer.decode(free[0, 25:27])
+    got = model.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **settings)
+    assert torch.equal(got, free[:, : got.shape[1]])
+    assert 20 < got.shape[1] <= 27
+    with pytest.raises(ValueError, match="needs the model's tokenizer"):
+        model.generate(ids, stop_strings=[stop])
+
+
+def test_the_callers_processors_come_before_those_of_sampling_and_its_criteria_stop(model: HMTForCausalLM) -> None:
+    seen: list[bool] = []
+
+    def only_nine(sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(bool(scores.isfinite().all()))
+        return scores.masked_fill(torch.arange(scores.shape[1]) != 9, -torch.inf)
+
+    def enough(sequences: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(sequences),), sequences.shape[1] >= 24)
+
+    got = model.generate(
+        random_ids(1, 20),
+        max_new_tokens=30,
+        do_sample=True,
+        top_k=3,
+        logits_processor=LogitsProcessorList([only_nine]),
+        stopping_criteria=StoppingCriteriaList([enough]),
+    )
+    assert got[0, 20:].tolist() == [9] * 4
+    assert all(seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 3}, "does not serve num_beams"),
+        ({"num_return_sequences": 2}, "do not support `num_return_sequences`"),
+        ({"warmth": 3}, "does not take warmth"),
+        ({"guidance_scale": 1.5}, "does not serve guidance_scale"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be above 0, got 0"),
+        ({"max_length": 5}, "max_length must exceed the 5 tokens of the prompt, got 5"),
+    ],
+)
+def test_settings_that_cannot_be_served_are_refused(
+    model: HMTForCausalLM, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate(random_ids(1, 5), **settings)
+
+
+def test_every_setting_of_transformers_is_served_refused_or_known_to_change_nothing() -> None:
+    """A new release may bring one that would be ignored in silence."""
+    lengths = {"max_length", "max_new_tokens", "max_time", "stop_strings", "do_sample", "num_return_sequences"}
+    results = {"output_scores", "output_logits", "return_dict_in_generate"}
+    tokens = {"pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"}
+    of_beams = {"early_stopping", "length_penalty", "low_memory"}
+    of_caches = {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"}
+    of_compilers = {"compile_config", "disable_compile", "continuous_batching_config"}
+    of_assistants = {
+        "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+        "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight",
+        "speculation_type",
+    }  # fmt: skip
+    known = {*PROCESSORS, *WARPERS, *LAST, *UNSERVED, *lengths, *results, *tokens, *of_beams, *of_caches}
+    known |= of_compilers | of_assistants | {"transformers_version"}
+    assert {name for name in vars(GenerationConfig()) if not name.startswith("_")} <= known
