@@ -94,6 +94,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+CHAT_TEMPLATES = {
+    "chatml": "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}[end]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}",
+    "eos": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }} A: {% else %}"
+    "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",
+}
+"""Two ways of writing a conversation down."""
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of bytes."""

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
-from hmt import pretrained
+from hmt import HMTForCausalLM, pretrained
 from hmt.pretrained import BUILT_INS, BuiltIn, Location, hub_is_reachable, load_backbone, load_tokenizer, locate
+from tests.conftest import byte_tokenizer, make_backbone
 
 
 def test_a_directory_is_itself(backbone_dir: Path) -> None:
@@ -51,3 +53,21 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name: str) -> None:
 def test_a_name_that_no_hub_can_have_is_refused() -> None:
     with pytest.raises(OSError, match="no model"):
         locate("what is this?", "model")
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"),
+    [(None, False), ("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", False),
+     ("{% for m in messages %}<s>{{ m['role'] }}{{ m['content'] }}{% endfor %}", True)],
+)  # fmt: skip
+def test_a_bos_that_marks_turns_is_no_neutral_prompt(template: str | None, marks: bool, tmp_path: Path) -> None:
+    make_backbone().save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    model = HMTForCausalLM.from_backbone(tmp_path)
+    table = model.embedding_table
+    expected = table.mean(dim=0) if marks else table[model.config.bos_token_id]
+    torch.testing.assert_close(model.memory.injection.base[0], expected)
+    model.save_pretrained(tmp_path / "saved")
+    assert HMTForCausalLM.from_pretrained(tmp_path / "saved").config.bos_marks_turns is marks

@@ -12,7 +12,7 @@ LAYERS = (
     "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report",
     "verbs", "cli",
 )  # fmt: skip
-VERBS = ("evaluate", "train", "remember", "generate", "convert", "demo")
+VERBS = ("evaluate", "train", "remember", "generate", "chat", "convert", "demo")
 FILES = [
     path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
 ]

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (options.EvaluateOptions, "hmt.evaluate"),
     "remember": (options.RememberOptions, "hmt.remember"),
     "generate": (options.GenerateOptions, "hmt.generate"),
+    "chat": (options.ChatOptions, "hmt.chat"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""

@@ -5,9 +5,9 @@ This file imports neither torch nor transformers, so that `hmt --help` answers a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -209,17 +209,11 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(OutputOptions, ModelOptions):
-    """Continue a text of any length."""
+class SamplingOptions:
+    """How the next token is chosen."""
 
-    prompt: str | None = None
-    """The text to continue."""
-    prompt_file: Path | None = None
-    """A UTF-8 file with the text to continue."""
-    memory: Path | None = None
-    """Memory file of what was read before the prompt (see hmt remember)."""
     max_new_tokens: int = 100
-    """Tokens to generate."""
+    """Tokens to generate at most."""
     do_sample: bool = False
     """Sample instead of taking the likeliest token."""
     temperature: float = 1.0
@@ -231,6 +225,40 @@ class GenerateOptions(OutputOptions, ModelOptions):
     repetition_penalty: float = 1.0
     """Above 1, tokens that were there before become less likely."""
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as arguments of `generate`."""
+        return {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
+
+    def check(self) -> None:
+        """Check ranges, then those of the other options.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        _positive(self, "max_new_tokens", "temperature", "repetition_penalty", "top_p")
+        if self.top_p > 1:
+            raise ValueError(f"top_p must be at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        super().check()  # type: ignore[misc]
+
+
+@dataclass(kw_only=True)
+class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
+    """Continue a text of any length."""
+
+    prompt: str | None = None
+    """The text to continue."""
+    prompt_file: Path | None = None
+    """A UTF-8 file with the text to continue."""
+    memory: Path | None = None
+    """Memory file of what was read before the prompt (see hmt remember)."""
+    chat: bool = False
+    """The prompt is a message to be answered: put it into the tokenizer's chat template."""
+    explain: bool = False
+    """Show which earlier segments were recalled most, with their text."""
+
     def check(self) -> None:
         """Check ranges and combinations.
 
@@ -238,9 +266,18 @@ class GenerateOptions(OutputOptions, ModelOptions):
             ValueError: Naming the flag.
         """
         super().check()
-        _positive(self, "max_new_tokens", "temperature", "repetition_penalty", "top_p")
         if (self.prompt is None) == (self.prompt_file is None):
             raise ValueError("give the text to continue with one of --prompt and --prompt_file")
+
+
+@dataclass(kw_only=True)
+class ChatOptions(SamplingOptions, OutputOptions, ModelOptions):
+    """Talk to the model in the terminal; what was said is kept in a memory that never outgrows the window."""
+
+    memory: Path | None = None
+    """Memory file to begin with (see hmt remember)."""
+    system: str | None = None
+    """System message; that of the chat template by default."""
 
 
 @dataclass(kw_only=True)

@@ -113,6 +113,23 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     return tokenizer
 
 
+def bos_marks_turns(name: str, revision: str | None = None) -> bool:
+    """Whether a model's chat template writes its BOS token between turns, as ChatML models do with `<|im_start|>`.
+
+    Args:
+        name: As in `load_tokenizer`; where there is no tokenizer at hand the answer is no.
+        revision: Likewise.
+    """
+    if name not in BUILT_INS and not Path(name).is_dir() and (not name or not _is_cached(name)):
+        return False
+    try:
+        tokenizer = load_tokenizer(name, revision=revision)
+    except OSError:
+        return False
+    template = tokenizer.chat_template
+    return isinstance(template, str) and bool(tokenizer.bos_token) and tokenizer.bos_token in template
+
+
 @dataclass(frozen=True)
 class Location:
     """Where a name leads.

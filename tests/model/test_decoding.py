@@ -167,7 +167,7 @@ def test_the_callers_processors_come_before_those_of_sampling_and_its_criteria_s
         ({"num_return_sequences": 2}, "do not support `num_return_sequences`"),
         ({"warmth": 3}, "does not take warmth"),
         ({"guidance_scale": 1.5}, "does not serve guidance_scale"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be above 0, got 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be greater than 0"),
         ({"max_length": 5}, "max_length must exceed the 5 tokens of the prompt, got 5"),
     ],
 )

@@ -129,7 +129,7 @@ class Memory(nn.Module):
         """Fit a new memory to its backbone.
 
         Args:
-            neutral: An embedding the backbone is used to, (D,): that of BOS, or the mean embedding.
+            neutral: An embedding that does not disturb the backbone, (D,): that of BOS, or the mean embedding.
             scale: Root mean square of the token embeddings, a scalar.
         """
         if self.injection is not None:

@@ -63,7 +63,7 @@ class MemoryModel(PreTrainedModel):
             return
         with torch.no_grad():
             table = embed(self.backbone, torch.arange(len(weight), device=weight.device)[None])[0].float()
-            bos = self.config.bos_token_id
+            bos = None if self.config.bos_marks_turns else self.config.bos_token_id
             neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
             self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
 

@@ -27,7 +27,7 @@ from hmt.model.backbone import check_backbone
 from hmt.model.base import MemoryModel
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
-from hmt.pretrained import BUILT_INS, first_line, load_backbone, locate
+from hmt.pretrained import BUILT_INS, bos_marks_turns, first_line, load_backbone, locate
 
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -97,6 +97,7 @@ class CheckpointedModel(MemoryModel):
                 backbone_source=source,
                 backbone_gguf=gguf_file,
                 backbone_revision=revision,
+                bos_marks_turns=bos_marks_turns(source or backbone.name_or_path, revision),
                 **fields,
             ),
             backbone=backbone,

@@ -18,6 +18,8 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
             object. A checkpoint that leaves the backbone out is completed from there.
         backbone_gguf: GGUF file there, if it was one.
         backbone_revision: Revision of a hub id.
+        bos_marks_turns: The BOS token marks the turns of a chat. As a prompt it would look like one more turn, so a new
+            memory starts from the mean embedding instead.
         kwargs: The fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
 
     Raises:
@@ -34,6 +36,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         backbone_source: str = "",
         backbone_gguf: str | None = None,
         backbone_revision: str | None = None,
+        bos_marks_turns: bool = False,
         **kwargs: Any,
     ) -> None:
         memory = MemoryConfig(**{name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs})
@@ -46,6 +49,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         self.backbone_source = backbone_source
         self.backbone_gguf = backbone_gguf
         self.backbone_revision = backbone_revision
+        self.bos_marks_turns = bos_marks_turns
         for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(backbone_config, name, None))
         # The base class sets the attention of sub-configurations to its own.

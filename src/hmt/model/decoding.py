@@ -157,8 +157,6 @@ def limit_length(config: GenerationConfig, prompt_tokens: int) -> None:
                 f"max_length must exceed the {prompt_tokens} tokens of the prompt, got {config.max_length}"
             )
         config.max_new_tokens = room
-    if config.max_new_tokens <= 0:
-        raise ValueError(f"max_new_tokens must be above 0, got {config.max_new_tokens}")
 
 
 def plan(

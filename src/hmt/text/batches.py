@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,15 +34,23 @@ def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_
         ValueError: If the tokenizer gives ids that the model has no embedding for.
     """
     tokens = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
-    highest = max((max(ids) for ids in tokens if ids), default=0)
-    if highest >= num_embeddings:
-        raise ValueError(
-            f"the vocabulary does not fit: the tokenizer gives token {highest}, the model has {num_embeddings}"
-        )
+    check_vocabulary((token for ids in tokens for token in ids), num_embeddings)
     return [
         TokenDocument(document.name, torch.tensor(ids, dtype=torch.long))
         for document, ids in zip(documents, tokens, strict=True)
     ]
+
+
+def check_vocabulary(ids: Iterable[int], num_embeddings: int) -> None:
+    """Make sure that a model has an embedding for each token.
+
+    Raises:
+        ValueError: If it has not; names the token and the number of embeddings.
+    """
+    if (highest := max(ids, default=0)) >= num_embeddings:
+        raise ValueError(
+            f"the vocabulary does not fit: the tokenizer gives token {highest}, the model has {num_embeddings}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""`hmt chat`: a conversation in the terminal that never outgrows the window."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from hmt.memory.state import MemoryState
+from hmt.model.conversation import Answer, Conversation
+from hmt.model.loading import load
+from hmt.options import ChatOptions
+from hmt.report.recollection import describe_recall, recalled_segments
+
+HELP = """/save FILE    write the memory of this conversation to a file
+/load FILE    begin a new conversation on top of a memory file
+/forget       forget everything, the memory it began with included
+/recall       show which earlier segments the last answer recalled most
+/help         show this
+/quit         end (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+def run(options: ChatOptions) -> tuple[dict[str, Any], str]:
+    """Talk until the input ends.
+
+    Returns:
+        The turns with their figures, and a closing line.
+
+    Raises:
+        ValueError: If the model cannot chat, or the memory is another model's.
+        OSError: If the memory cannot be read.
+    """
+    memory = None if options.memory is None else MemoryState.load(options.memory)
+    model, tokenizer = load(options)
+    torch.manual_seed(options.seed)
+    chat = Chat(Conversation(model, tokenizer, memory, options.system), options.sampling)
+    if sys.stdin.isatty():
+        _say("Say something; /help lists the commands.")
+    for line in _lines():
+        if not chat.handle(line):
+            break
+    tokens = int(chat.conversation.settle().tokens_read[0])
+    return {"turns": chat.turns, "tokens": tokens}, f"{len(chat.turns)} answers, {tokens:,} tokens in memory"
+
+
+class Chat:
+    """The terminal's side of a conversation: commands, and answers that can be stopped."""
+
+    def __init__(self, conversation: Conversation, sampling: dict[str, Any]) -> None:
+        self.conversation = conversation
+        self.turns: list[dict[str, Any]] = []
+        self._sampling = sampling
+        self._last: Answer | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/save": self._save,
+            "/load": self._load,
+            "/forget": self._forget,
+            "/recall": self._recall,
+            "/help": lambda _: _say(HELP),
+        }
+
+    def handle(self, line: str) -> bool:
+        """Answer a line, or do what it commands; False where it ends the conversation."""
+        command, _, argument = line.strip().partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        if command.startswith("/"):
+            do = self._commands.get(command, lambda _: _say(f"there is no command {command}; /help lists them"))
+            try:
+                do(argument.strip())
+            except (OSError, ValueError) as error:
+                _say(str(error))
+        elif line.strip():
+            self._answer(line.strip())
+        return True
+
+    def _answer(self, message: str) -> None:
+        streamer = TextStreamer(self.conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        try:
+            with _stopped_by_interrupt() as stop:
+                answer = self.conversation.ask(message, streamer, stopping_criteria=stop, **self._sampling)
+        except KeyboardInterrupt:
+            _say("\n(not answered, and not remembered)")
+            return
+        self._last = answer
+        self.turns.append(
+            {
+                "message": message,
+                "answer": answer.text,
+                "read_tokens": answer.read_tokens,
+                "new_tokens": answer.new_tokens,
+                "seconds": answer.seconds,
+            }
+        )
+
+    def _save(self, file: str) -> None:
+        if not file:
+            raise ValueError("/save needs a file")
+        memory = self.conversation.settle()
+        memory.save(file)
+        _say(f"{int(memory.tokens_read[0]):,} tokens, {Path(file).stat().st_size / 1e3:.0f} kB in {file}")
+
+    def _load(self, file: str) -> None:
+        if not file:
+            raise ValueError("/load needs a file")
+        memory = MemoryState.load(file)
+        self.conversation.begin(memory)
+        self._last = None
+        _say(f"a memory of {int(memory.tokens_read[0]):,} tokens")
+
+    def _forget(self, _: str) -> None:
+        self.conversation.begin()
+        self._last = None
+        _say("forgotten")
+
+    def _recall(self, _: str) -> None:
+        trace = None if self._last is None else self._last.recall
+        segments = recalled_segments(trace, self.conversation.memory, self.conversation.tokenizer)
+        _say(describe_recall(segments))
+
+
+class _Stop(StoppingCriteria):
+    """Stops once it was told to."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        return torch.full((len(input_ids),), self.told, device=input_ids.device)
+
+
+@contextmanager
+def _stopped_by_interrupt() -> Iterator[StoppingCriteriaList]:
+    """While this lasts, Ctrl-C stops after the token at hand, and pressed again at once."""
+    stop = _Stop()
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if stop.told:
+            raise KeyboardInterrupt
+        stop.told = True
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield StoppingCriteriaList([stop])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, until it ends; Ctrl-C drops the line that was begun."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        try:
+            import readline  # noqa: F401  (line editing and history for input)
+        except ImportError:
+            pass
+    while True:
+        try:
+            yield input(prompt)
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text: {error.reason}") from error
+        except KeyboardInterrupt:
+            _say("\n/quit or Ctrl-D ends")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

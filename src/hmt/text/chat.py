@@ -1,0 +1,81 @@
+"""Conversations as text: a tokenizer's chat template, a turn at a time.
+
+A template renders a whole conversation. A memory has read the earlier turns already, so what is needed of it is only
+what follows them: the end of the last answer, and the next message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+"""A message as templates take it: "role" (system, user, assistant) and "content"."""
+
+MARK = "hmt-answer-stands-here"
+"""Stands for an answer in a rendered conversation; no template changes it."""
+
+
+class ChatTemplate:
+    """Token ids of the parts of a conversation.
+
+    Args:
+        tokenizer: With a chat template.
+
+    Raises:
+        ValueError: If it has none, or one that conversations cannot be continued with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("the tokenizer has no chat template; take a model that was made for chat")
+        self.tokenizer = tokenizer
+        last, earlier = self._after_mark([]), self._after_mark([_user("next")])
+        self._ending = last if earlier.startswith(last) else ""
+
+    def opening(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation from its beginning, up to where the answer is to be written.
+
+        Raises:
+            ValueError: If the template does not take these messages; says why.
+        """
+        return self._encode(self._render(messages, add_generation_prompt=True))
+
+    def turn(self, message: str) -> list[int]:
+        """The next message of the user, up to where its answer is to be written; the last answer has ended."""
+        return self._encode(self._after_mark([_user(message)]).removeprefix(self._ending))
+
+    def ending(self) -> list[int]:
+        """What stands between an answer and the next message; it begins with the token that ends an answer."""
+        return self._encode(self._ending)
+
+    def _after_mark(self, more: list[Message]) -> str:
+        """What the template makes of messages after an answer, the end of that answer included."""
+        conversation = [_user("first"), {"role": "assistant", "content": MARK}, *more]
+        text = self._render(conversation, add_generation_prompt=bool(more))
+        if text.count(MARK) != 1:
+            raise ValueError("the tokenizer's chat template changes earlier answers; conversations cannot go on")
+        return text.split(MARK)[1]
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template does not take these messages: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
