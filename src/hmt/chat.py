@@ -11,11 +11,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteriaList, TextStreamer
 
 from hmt.memory.state import MemoryState
 from hmt.model.conversation import Answer, Conversation
+from hmt.model.decoding import StopWhenTold
 from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.report.recollection import describe_recall, recalled_segments
@@ -127,20 +127,10 @@ class Chat:
         _say(describe_recall(segments))
 
 
-class _Stop(StoppingCriteria):
-    """Stops once it was told to."""
-
-    def __init__(self) -> None:
-        self.told = False
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        return torch.full((len(input_ids),), self.told, device=input_ids.device)
-
-
 @contextmanager
 def _stopped_by_interrupt() -> Iterator[StoppingCriteriaList]:
     """While this lasts, Ctrl-C stops after the token at hand, and pressed again at once."""
-    stop = _Stop()
+    stop = StopWhenTold()
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if stop.told:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "remember": (options.RememberOptions, "hmt.remember"),
     "generate": (options.GenerateOptions, "hmt.generate"),
     "chat": (options.ChatOptions, "hmt.chat"),
+    "serve": (options.ServeOptions, "hmt.serve"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""

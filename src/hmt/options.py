@@ -26,6 +26,10 @@ ROWS: dict[str, dict[str, object]] = {
 """Ways of reading that an evaluation can put side by side, as changes of the memory settings."""
 
 
+API_KEY = "HMT_API_KEY"
+"""Environment variable with the key that clients of a server must send."""
+
+
 def parse_count(text: str) -> int:
     """A number of tokens such as 512, 2k (2,048) or 1m.
 
@@ -278,6 +282,36 @@ class ChatOptions(SamplingOptions, OutputOptions, ModelOptions):
     """Memory file to begin with (see hmt remember)."""
     system: str | None = None
     """System message; that of the chat template by default."""
+
+
+@dataclass(kw_only=True)
+class ServeOptions(SamplingOptions, OutputOptions, ModelOptions):
+    """Answer clients of the OpenAI protocol; the flags of sampling hold where a request says nothing."""
+
+    memory: Path | None = None
+    """Memory file that every request goes on from (see hmt remember)."""
+    host: str = "127.0.0.1"
+    """Address to listen on; other machines reach it only if you give another one."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key_file: Path | None = None
+    """File with the key that clients must send; by default it is taken from HMT_API_KEY."""
+    require_key: bool = True
+    """Require a key. Without one, only requests to a loopback address are answered."""
+    served_name: str | None = None
+    """What clients call the model; by default the last part of its name."""
+    max_new_tokens: int = 512
+    """Tokens to generate at most, where a request does not say."""
+
+    def check(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        super().check()
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"port must lie between 0 and 65535, got {self.port}")
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from hmt.memory.state import MemoryState
+from hmt.model.decoding import end_tokens
 from hmt.model.generation import GenerateOutput
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
@@ -90,7 +91,7 @@ class Conversation:
         self.memory, self._started = out.memory, True
         # The memory has not read the last token yet; a token that ends an answer comes again with the ending.
         last = int(new[-1])
-        self._unread = [*([] if last in self._ends() else [last]), *self._template.ending()]
+        self._unread = [*([] if last in end_tokens(self.model.generation_config) else [last]), *self._template.ending()]
         return Answer(
             text=str(self.tokenizer.decode(new, skip_special_tokens=True)),
             new_tokens=len(new),
@@ -122,10 +123,6 @@ class Conversation:
         )
         assert isinstance(out, GenerateOutput)
         return out
-
-    def _ends(self) -> list[int]:
-        eos = self.model.generation_config.eos_token_id
-        return eos if isinstance(eos, list) else [eos]
 
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         check_vocabulary(ids, len(self.model.embedding_table))

@@ -10,9 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers as hf
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens where nothing says how many, as in transformers."""
@@ -42,8 +49,24 @@ class Context:
     @property
     def eos(self) -> list[int]:
         """The tokens that end a text."""
-        eos = self.config.eos_token_id
-        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        return end_tokens(self.config)
+
+
+class StopWhenTold(StoppingCriteria):
+    """Ends all texts once `told` is set, from another thread or a signal's handler."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        """(B,) bool, True for the rows that end here."""
+        return torch.full((len(input_ids),), self.told, device=input_ids.device)
+
+
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """The tokens that end a text."""
+    eos = config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 Build = Callable[[Any, Context], Any]
@@ -139,8 +162,7 @@ def settle(given: GenerationConfig | None, own: GenerationConfig, overrides: dic
     if config.do_sample and config.top_k is None:
         config.top_k = DEFAULT_TOP_K
     if config.pad_token_id is None:
-        eos = config.eos_token_id
-        config.pad_token_id = 0 if eos is None else (eos[0] if isinstance(eos, list) else eos)
+        config.pad_token_id = next(iter(end_tokens(config)), 0)
     return config
 
 

@@ -1,0 +1,1 @@
+"""NUMBERS -> CLIENTS: the OpenAI protocol over HTTP."""
