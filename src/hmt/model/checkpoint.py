@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +27,7 @@ from transformers.utils import cached_file
 from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
 from hmt.model.backbone import check_backbone
 from hmt.model.base import MemoryModel
+from hmt.model.card import model_card
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
 from hmt.pretrained import BUILT_INS, bos_marks_turns, first_line, load_backbone, locate
@@ -38,6 +41,8 @@ LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
 """Where PEFT's own choice includes layers that it cannot adapt."""
 
 Self = TypeVar("Self", bound="CheckpointedModel")
+
+PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr")
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -161,10 +166,12 @@ class CheckpointedModel(MemoryModel):
                 were when they were loaded, and `config.backbone_source` says from where.
             kwargs: As in `PreTrainedModel.save_pretrained`.
         """
+        if kwargs.pop("push_to_hub", False):
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, **{name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs})
+        kwargs = {name: value for name, value in kwargs.items() if name not in PUSH_OPTIONS}
         if save_backbone is None:
-            own = (p for name, p in self.backbone.named_parameters() if "lora_" not in name)
-            unchanged = self._loaded_digest == self._backbone_digest()
-            save_backbone = not self.config.backbone_source or not unchanged or any(p.requires_grad for p in own)
+            save_backbone = self._backbone_is_its_own
         if not kwargs.get("is_main_process", True):
             return
         weights = self.state_dict() if state_dict is None else state_dict
@@ -189,6 +196,49 @@ class CheckpointedModel(MemoryModel):
             adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
             self._name_adapter_base()
             self.backbone.save_pretrained(path / ADAPTER_FOLDER, state_dict=adapter)
+
+    def push_to_hub(  # type: ignore[override]  # the others go through kwargs
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a model with a memory",
+        **kwargs: Any,
+    ) -> str:
+        """Upload a checkpoint to the hub, with a model card unless the repository has one.
+
+        Args:
+            repo_id: Repository, made if it is not there.
+            private: Whether a new one is private.
+            token: Of the hub; that of `hf auth login` where None.
+            revision: Branch.
+            commit_message: Of the commit.
+            kwargs: What `HfApi.upload_folder` takes, such as `create_pr`.
+
+        Returns:
+            Address of the commit.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        complete = self._backbone_is_its_own
+        with tempfile.TemporaryDirectory() as folder:
+            card = model_card(self.config, repo_id, complete, self.has_adapter)
+            self.save_pretrained(folder, save_backbone=complete)
+            if not api.file_exists(repo_id, "README.md", revision=revision):
+                card.save(Path(folder) / "README.md")
+            commit: Any = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message, **kwargs
+            )
+        return str(commit)
+
+    @property
+    def _backbone_is_its_own(self) -> bool:
+        """Whether the backbone's weights are not (any more) those that can be found at its source."""
+        own = (p for name, p in self.backbone.named_parameters() if "lora_" not in name)
+        unchanged = self._loaded_digest == self._backbone_digest()
+        return not self.config.backbone_source or not unchanged or any(p.requires_grad for p in own)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # likewise
