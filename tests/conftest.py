@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -76,6 +77,12 @@ def make_model(family: str = "llama", seed: int = 0, **fields: Any) -> HMTForCau
 def random_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """Token ids (rows, tokens) without special ones."""
     return torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps one state a process; each test begins without."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

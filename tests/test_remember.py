@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,33 @@ def test_a_stream_is_appended_to_what_is_there(
         status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *FLAGS, "--out", out, "--append")
         assert status == 0, complaint
     assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+
+
+def test_an_interrupted_stream_keeps_all_that_came(
+    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Interrupted(io.StringIO):
+        def readline(self, *_: Any) -> str:
+            if line := super().readline():
+                return line
+            signal.raise_signal(signal.SIGTERM)
+            return "never read"
+
+    monkeypatch.setattr(sys, "stdin", Interrupted(book.read_text()))
+    monkeypatch.setattr(remember, "PART_CHARACTERS", 300)
+    monkeypatch.setattr(remember, "SAVE_EVERY_SECONDS", 0)
+    saves = []
+    save = MemoryState.save
+    monkeypatch.setattr(MemoryState, "save", lambda self, path: saves.append(int(self.tokens_read)) or save(self, path))
+    out = tmp_path / "book.memory"
+    status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *FLAGS, "--out", out)
+    assert status == 0, complaint
+    assert "interrupted" in caplog.text
+    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+    assert len(saves) == len(book.read_text()) // 300 + 2  # each part, the rest, and the end
+    assert saves == sorted(saves)
 
 
 def test_generation_goes_on_from_the_file(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
-    "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report", "serving",
+    "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report", "training", "serving",
     "verbs", "cli",
 )  # fmt: skip
-VERBS = ("evaluate", "train", "remember", "generate", "chat", "serve", "convert", "demo")
+VERBS = ("evaluate", "train", "remember", "generate", "chat", "serve", "published", "convert", "demo")
 FILES = [
     path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
 ]

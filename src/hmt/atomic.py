@@ -31,6 +31,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         FileExistsError: If `path` is a file, or a directory that holds something else than a checkpoint.
     """
     path = path.resolve()
+    recover_directory(path)
     check_output_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -48,6 +49,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def recover_directory(path: Path) -> None:
+    """Bring back the old directory of a writer that was killed before the new one was in its place."""
+    path = path.resolve()
+    aside = sorted(path.parent.glob(f".{path.name}.*.old"), key=lambda old: old.stat().st_mtime)
+    if aside and not path.exists():
+        aside.pop().rename(path)
+    for old in aside:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def check_output_directory(path: Path) -> None:

@@ -19,7 +19,8 @@ import yaml
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
 from hmt.config import MEMORY_FIELDS
-from hmt.pretrained import locate, read_checkpoint_config
+from hmt.pretrained import HUB_MAP, locate, read_checkpoint_config
+from hmt.published import PublishedOptions
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
@@ -32,6 +33,9 @@ VERBS: dict[str, tuple[type, str]] = {
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
+
+HIDDEN = {"published": (PublishedOptions, "hmt.published")}
+"""Verbs of other programs: `hmt_src/main.py`."""
 
 OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
 
@@ -51,12 +55,14 @@ def run(arguments: Sequence[str]) -> int:
         return OK
     verb, *rest = arguments
     try:
-        if verb not in VERBS:
+        if verb not in VERBS and verb not in HIDDEN:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = parse(verb, rest)
+        if getattr(chosen, "hub_map", None):
+            os.environ[HUB_MAP] = chosen.hub_map
         _find_early(chosen)
         _quieten()
-        figures, text = import_module(VERBS[verb][1]).run(chosen)
+        figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
         sys.stdout.write(f"{text}\n")
@@ -81,7 +87,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     """
     import tyro
 
-    kind = VERBS[verb][0]
+    kind = (VERBS | HIDDEN)[verb][0]
     flags, config_file = _take_flag(list(arguments), "config")
     settings = _read_yaml(kind, Path(config_file)) if config_file else {}
     checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")

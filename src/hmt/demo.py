@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from hmt import evaluate, train
+from hmt import evaluate
 from hmt.atomic import atomic_file
 from hmt.model.loading import load
 from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
@@ -14,6 +14,7 @@ from hmt.report.plot import plot_perplexity
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
+from hmt.training.loop import Training
 
 COLUMNS = {"series": "memory"} | evaluate.COLUMNS
 ROWS = "backbone,rmt,short_term,hmt"
@@ -53,8 +54,9 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     test = tokenize(load_documents(options.task_name, "test"), tokenizer, num_embeddings)
     before = evaluate.evaluate_rows(model, tokenizer, test, scoring)
     learn = tokenize(load_documents(options.task_name, "train"), tokenizer, num_embeddings)
-    fitted = train.fit(model, learn, training)
-    train.save(model, tokenizer, training, fitted)
+    run = Training(model, training, tokenizer, keep=False)
+    fitted = run.run(learn)
+    run.save()
     after = evaluate.evaluate_rows(model, tokenizer, test, scoring)
 
     # Training leaves the frozen backbone alone: its row stands once.

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_SECONDS = 2.0
 
+HUB_MAP = "HMT_HUB_MAP"
+"""Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
+
 
 @dataclass(frozen=True)
 class BuiltIn:
@@ -54,6 +57,18 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("HMT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmt"
+
+
+def mapped(name: str) -> str:
+    """The local directory that stands for a hub id, where one was named in $HMT_HUB_MAP; else the name itself.
+
+    Raises:
+        ValueError: If the map cannot be read.
+    """
+    pairs = [pair.strip() for pair in os.environ.get(HUB_MAP, "").split(",") if pair.strip()]
+    if bad := [pair for pair in pairs if "=" not in pair]:
+        raise ValueError(f"hub_map must be written as ID=DIR,ID=DIR, got {', '.join(bad)}")
+    return dict(pair.split("=", 1) for pair in pairs).get(name, name)
 
 
 def load_backbone(
@@ -155,6 +170,7 @@ def locate(name: str, what: str) -> Location:
     Raises:
         OSError: If the name is none of a directory, a built-in, a cached hub id, or a hub id with a hub at hand.
     """
+    name = mapped(name)
     if Path(name).expanduser().is_dir():
         return Location(str(Path(name).expanduser()), local=True)
     built_in = BUILT_INS.get(name)

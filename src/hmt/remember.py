@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from hmt.memory.state import MemoryState
+from hmt.metrics.resources import Meter
 from hmt.model.loading import load
 from hmt.options import RememberOptions
 from hmt.text.batches import tokenize
@@ -19,12 +22,18 @@ from hmt.text.documents import Document, read_text
 
 logger = logging.getLogger(__name__)
 
-PART_CHARACTERS = 100_000
+PART_CHARACTERS = 20_000
 """Text taken from a file or a stream at one time; it is cut at a line's end."""
+
+SAVE_EVERY_SECONDS = 30
+"""How often the memory of a stream is written while it goes on."""
 
 
 def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
-    """Read the text and write the memory; an interrupted stream is kept up to where it was read.
+    """Read the text and write the memory.
+
+    The memory of a stream is written again and again, so that a reader that is killed loses little; one that is
+    interrupted or terminated keeps all it has read.
 
     Returns:
         Figures of the reading, and a closing line.
@@ -39,31 +48,40 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     model, tokenizer = load(options)
     state = MemoryState.load(options.out, device=model.device) if options.append and options.out.exists() else None
     before = 0 if state is None else int(state.tokens_read[0])
-    started = time.perf_counter()
-    with tqdm(unit="tok", unit_scale=True, disable=None) as bar:
+    with (
+        _terminated_as_interrupted(),
+        Meter(model.device) as meter,
+        tqdm(unit="tok", unit_scale=True, disable=None) as bar,
+    ):
+        saved = time.monotonic()
         try:
             for part in parts:
                 (document,) = tokenize([Document(options.text, part)], tokenizer, len(model.embedding_table))
                 state = model.remember(document.ids[None].to(model.device), state)
                 bar.update(len(document.ids))
+                if options.text == "-" and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                    state.save(options.out)
+                    saved = time.monotonic()
         except KeyboardInterrupt:
             logger.info("interrupted: keeping what was read")
     if state is None:
         raise ValueError(f"there is no text in {options.text}")
     state.save(options.out)
-    seconds = time.perf_counter() - started
     tokens = int(state.tokens_read[0])
+    rate = (tokens - before) / meter.seconds
+    file_bytes = options.out.stat().st_size
     figures = {
         "tokens": tokens,
         "new_tokens": tokens - before,
-        "seconds": seconds,
-        "tokens_per_second": (tokens - before) / seconds,
+        "seconds": meter.seconds,
+        "tokens_per_second": rate,
+        "peak_bytes": meter.peak_bytes,
         "memory_embeddings": int(state.bank.valid.sum()),
-        "file_bytes": options.out.stat().st_size,
+        "file_bytes": file_bytes,
     }
     closing = (
-        f"read {tokens - before:,} tokens ({figures['tokens_per_second']:.0f}/s), {tokens:,} in all; "
-        f"{figures['memory_embeddings']} memory embeddings in {options.out} ({figures['file_bytes'] / 1e3:.0f} kB)"
+        f"read {tokens - before:,} tokens ({rate:.0f}/s), {tokens:,} in all; "
+        f"{figures['memory_embeddings']} memory embeddings in {options.out} ({file_bytes / 1e3:.0f} kB)"
     )
     return figures, closing
 
@@ -79,17 +97,30 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _stream() -> Iterator[str]:
-    """Standard input in parts that end with a line, as they come."""
+    """Standard input in parts that end with a line, as they come; an interruption ends it."""
     lines: list[str] = []
     size = 0
+    line = "\n"
+    while line:
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            logger.info("interrupted: reading what has come")
+            line = ""
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text: {error.reason}") from error
+        lines.append(line)
+        size += len(line)
+        if size >= PART_CHARACTERS or (not line and size):
+            yield "".join(lines)
+            lines, size = [], 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """While this lasts, being terminated is like being interrupted."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for line in sys.stdin:
-            lines.append(line)
-            size += len(line)
-            if size >= PART_CHARACTERS:
-                yield "".join(lines)
-                lines, size = [], 0
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 text: {error.reason}") from error
-    if lines:
-        yield "".join(lines)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

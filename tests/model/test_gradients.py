@@ -62,3 +62,43 @@ def test_the_recomputed_head_gives_the_gradients_of_whole_logits() -> None:
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_truncation_really_cuts() -> None:
+    """The trailing prompt acts on a later segment only through the memory."""
+    ids = random_ids(1, 42)
+    gradients = {}
+    for every in (None, 2, 1):
+        model = make_model(mode="short_term").train()
+        model(ids, labels=ids, loss_tokens=13, return_logits=False, truncate_every=every).loss.backward()
+        gradients[every] = model.memory.injection.trailing.grad
+    assert gradients[None].abs().max() > 0
+    assert gradients[2].abs().max() == 0  # all scored tokens are predicted in the third segment; the cut is before it
+    assert gradients[1].abs().max() == 0
+    model = make_model(mode="short_term").train()
+    model(ids, labels=ids, loss_tokens=28, return_logits=False, truncate_every=2).loss.backward()
+    assert model.memory.injection.trailing.grad.abs().max() > 0  # the second segment still sees the first
+
+
+def test_recomputed_segments_have_the_same_gradients_and_keep_less() -> None:
+    ids = random_ids(2, 75)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        model = make_model().train()
+        model.freeze_backbone()
+        model.checkpoint_segments = recompute
+        size = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal size
+            size += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(ids, labels=ids, return_logits=False).loss
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.memory.named_parameters()})
+        kept.append(size)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert kept[1] < kept[0] / 2

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -29,8 +30,16 @@ def embed(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return backbone.get_input_embeddings()(input_ids)
 
 
-def body(backbone: PreTrainedModel, embeddings: Tensor) -> Tensor:
-    """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers."""
+def body(backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False) -> Tensor:
+    """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers.
+
+    Args:
+        backbone: Gives the body.
+        embeddings: Window, (B, M, D).
+        recompute: Keep nothing but the window for the backward pass, and run the body again there.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(body, backbone, embeddings, use_reentrant=False)
     return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 

@@ -26,7 +26,11 @@ class MemoryModel(PreTrainedModel):
     Attributes:
         backbone: The wrapped causal LM.
         memory: Prompts and recall projections.
+        checkpoint_segments: While training, keep only each segment's window and run its body again in the backward
+            pass.
     """
+
+    checkpoint_segments = False
 
     config_class = HMTConfig
     config: HMTConfig
@@ -86,6 +90,7 @@ class MemoryModel(PreTrainedModel):
         for name in usable:
             owner, _, leaf = name.rpartition(".")
             setattr(variant.memory.get_submodule(owner), leaf, shared[name])
+        variant.checkpoint_segments = self.checkpoint_segments
         return variant.train(self.training)
 
     def get_input_embeddings(self) -> nn.Module:

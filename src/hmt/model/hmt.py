@@ -36,6 +36,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         loss_tokens: int | None = None,
         output_recall: bool = False,
         return_logits: bool = True,
+        truncate_every: int | None = None,
     ) -> HMTOutput:
         """Read texts of any length and score them.
 
@@ -47,6 +48,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             loss_tokens: Score only the last so many tokens of each row.
             output_recall: Return what was recalled.
             return_logits: Return logits (B, T, V). Without, the head runs only where a label is scored.
+            truncate_every: Cut the gradient after every so many segments.
 
         Returns:
             `HMTOutput`; its `memory` continues the text.
@@ -63,7 +65,9 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
         targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)
         logits, nlls, recalled = [], [], []
-        for segment, output, after in self._steps(stream, state, return_logits=return_logits):
+        for segment, output, after in self._steps(
+            stream, state, return_logits=return_logits, truncate_every=truncate_every
+        ):
             state = after
             wanted = None if targets is None else segment.of(targets, scoring.IGNORED)
             if output.logits is not None:

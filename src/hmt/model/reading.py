@@ -18,7 +18,7 @@ from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
 from hmt.model.base import MemoryModel
 from hmt.model.outputs import Recollection, StepOutput
-from hmt.model.splice import splice
+from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
 
 
@@ -111,7 +111,7 @@ class SegmentReader(MemoryModel):
         recalled = self._recall(state, fresh, summary)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
-        *_, hidden, left_behind = window.split(body(self.backbone, window.embeddings))
+        *_, hidden, left_behind = window.split(self._body(window))
         logits = head(self.backbone, hidden) if return_logits else None
         output = StepOutput(
             hidden=hidden,
@@ -209,7 +209,10 @@ class SegmentReader(MemoryModel):
         prompt = self.memory.summary_prompt.to(tokens.dtype).expand(ids.shape[0], -1, -1)
         always = torch.ones(prompt.shape[:2], dtype=torch.bool, device=ids.device)
         window = splice((prompt, always), (tokens, mask), (prompt, always))
-        return window.split(body(self.backbone, window.embeddings))[-1]
+        return window.split(self._body(window))[-1]
+
+    def _body(self, window: Window) -> Tensor:
+        return body(self.backbone, window.embeddings, recompute=self.checkpoint_segments and self.training)
 
     def _query_tokens(self, state: MemoryState, fresh: Fresh) -> tuple[Tensor, Tensor]:
         """The tokens that a segment's query reads, and their mask."""
@@ -236,11 +239,19 @@ class SegmentReader(MemoryModel):
             yield from self.summarise(ids, mask).split(rows)
 
     def _steps(
-        self, stream: Stream, state: MemoryState, *, return_logits: bool, remember_only: bool = False
+        self,
+        stream: Stream,
+        state: MemoryState,
+        *,
+        return_logits: bool,
+        remember_only: bool = False,
+        truncate_every: int | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
-        """Step through the segments of a call."""
+        """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
         summaries = self._summaries(stream, state) if self.config.recalls else None
-        for segment in stream:
+        for number, segment in enumerate(stream):
+            if truncate_every and number and number % truncate_every == 0:
+                state = state.detach()
             output, state = self.step(
                 segment.ids,
                 state,

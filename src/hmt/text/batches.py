@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,15 +67,14 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
 
+    def split(self, rows: int) -> list[Batch]:
+        """The batch in parts of at most so many rows."""
+        parts = zip(self.input_ids.split(rows), self.attention_mask.split(rows), self.labels.split(rows), strict=True)
+        return [Batch(*part) for part in parts]
 
-def training_batches(documents: list[TokenDocument], sample_tokens: int, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Shuffled samples without end; a document is cut into samples and none crosses documents.
 
-    Args:
-        documents: What to learn from.
-        sample_tokens: Tokens per sample; a rest of at least half of that is a (padded) sample too.
-        batch_size: Rows B.
-        seed: Of the order.
+def cut(documents: Sequence[TokenDocument], sample_tokens: int) -> list[Tensor]:
+    """Documents cut into samples (tokens,); a rest of at least half a sample is one too, none crosses documents.
 
     Raises:
         ValueError: If no document is long enough for one sample.
@@ -92,15 +91,23 @@ def training_batches(documents: list[TokenDocument], sample_tokens: int, batch_s
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
             f"{longest}; lower --bptt_depth or --segment_length"
         )
+    return samples
+
+
+def shuffled(samples: Sequence[Tensor], seed: int, skip: int = 0) -> Iterator[Tensor]:
+    """Samples without end, in an order drawn anew each time all have been read; the first `skip` are left out."""
     order = random.Random(seed)
-    queue: list[int] = []
     while True:
-        while len(queue) < batch_size:
-            epoch = list(range(len(samples)))
-            order.shuffle(epoch)
-            queue = queue + epoch
-        yield pad([samples[index] for index in queue[:batch_size]])
-        queue = queue[batch_size:]
+        epoch = list(range(len(samples)))
+        order.shuffle(epoch)
+        for index in epoch[skip:]:
+            yield samples[index]
+        skip = max(skip - len(epoch), 0)
+
+
+def scored_targets(rows: Sequence[Tensor], loss_tokens: int | None) -> int:
+    """Targets that count in the loss of rows (tokens,) without padding; the first token of a row is no target."""
+    return sum(min(len(row) - 1, loss_tokens or len(row)) for row in rows)
 
 
 def pad(rows: list[Tensor]) -> Batch:

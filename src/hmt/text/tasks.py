@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hmt.pretrained import hub_is_reachable, looks_like_a_path, offline_mode
+from hmt.pretrained import hub_is_reachable, looks_like_a_path, mapped, offline_mode
 from hmt.text.documents import Document, local_documents, stdlib_documents
 
 
@@ -61,7 +61,7 @@ def find_task(task_name: str, split: str) -> None:
     Raises:
         OSError: If the name is none of "stdlib", a directory, or a data set with a hub at hand.
     """
-    directory = Path(task_name).expanduser()
+    directory = _directory(task_name)
     if task_name == BUILT_IN or directory.is_dir():
         return
     if directory.exists():
@@ -82,11 +82,19 @@ def _source(task_name: str, split: str, subset: str | None, text_column: str) ->
     find_task(task_name, split)
     if task_name == BUILT_IN:
         return stdlib_documents(split)
-    directory = Path(task_name).expanduser()
+    directory = _directory(task_name)
     if directory.is_dir():
         return local_documents(directory, split, text_column)
     task = HUB_TASKS.get(task_name, HubTask(task_name))
     return _hub_documents(task, split, subset or task.subset, text_column)
+
+
+def _directory(task_name: str) -> Path:
+    """The directory that a task's name means, or stands for."""
+    stands_for = mapped(task_name)
+    if stands_for == task_name and task_name in HUB_TASKS:
+        stands_for = mapped(HUB_TASKS[task_name].hub_id)
+    return Path(stands_for).expanduser()
 
 
 def _hub_documents(task: HubTask, split: str, subset: str | None, text_column: str) -> Iterator[Document]:

@@ -1,0 +1,8 @@
+"""The command line of the published HMT program, run by this library: see docs/published.md."""
+
+import sys
+
+from hmt.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run(["published", *sys.argv[1:]]))

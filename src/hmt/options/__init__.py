@@ -1,0 +1,36 @@
+"""What a run is: one field, one flag, one line of help.
+
+These files import neither torch nor transformers, so that `hmt --help` answers at once.
+"""
+
+from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions
+from hmt.options.training import TrainOptions
+from hmt.options.writing import (
+    API_KEY,
+    ChatOptions,
+    ConvertOptions,
+    GenerateOptions,
+    RememberOptions,
+    SamplingOptions,
+    ServeOptions,
+)
+
+__all__ = [
+    "API_KEY",
+    "ROWS",
+    "ChatOptions",
+    "ConvertOptions",
+    "DemoOptions",
+    "EvaluateOptions",
+    "GenerateOptions",
+    "ModelOptions",
+    "OutputOptions",
+    "RememberOptions",
+    "SamplingOptions",
+    "ServeOptions",
+    "TaskOptions",
+    "TrainOptions",
+    "parse_count",
+    "parse_counts",
+]

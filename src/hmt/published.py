@@ -1,0 +1,193 @@
+"""The command line of the published HMT program, in terms of this library's own verbs.
+
+The flags and their defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/published.md says for each
+what it does here and where that differs. Training is `hmt train`, `--inference_only` scores the test split.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from hmt.options import TrainOptions
+from hmt.options.base import check_positive
+
+LATER = {
+    "segment_alignment": None, "interleave_dataset": False, "plot_hist": False, "dynamic": False,
+    "dilate_dataset": False, "train_memory_map": False, "inject_autoencoder": False, "generate": None, "timing": False,
+}  # fmt: skip
+"""Flags whose part of the published program is not there yet, and the values that do not ask for it."""
+
+
+@dataclass(kw_only=True)
+class PublishedOptions:
+    """Train or test a model as the published HMT program does."""
+
+    task_name: str = "wikitext"
+    """Data set: a name, a hub id, or a directory."""
+    task_subset: str | None = None
+    """Configuration of the data set."""
+    task_config: str | None = None
+    """The same under its other name."""
+    batch_size: int = 2
+    """Samples per process."""
+    num_seg_save: int = 5
+    """Segments whose results stay on the accelerator; has no effect, since results are not kept at all."""
+    seed: int = 3407
+    """Of everything drawn at random."""
+    model_name: str = "facebook/opt-1.3b"
+    """Backbone."""
+    segment_length: int = 256
+    """Window: positions the backbone sees in one step."""
+    bptt_depth: int = 2
+    """Segments per training sample."""
+    sum_fraction: float = 0.5
+    """Share of a segment that its summary reads."""
+    test_length: int = 2000
+    """Tokens per test sample."""
+    training_step: int = 500
+    """Optimizer steps."""
+    eval_step: int = 100
+    """Optimizer steps between two validations."""
+    test_step: int = 100
+    """Test samples that are scored."""
+    learning_rate: float = 1e-5
+    """Learning rate, of the memory too."""
+    lr_decay: bool = False
+    """Multiply the learning rate by lr_decay_gamma every 100 steps."""
+    lr_decay_gamma: float = 0.8
+    """Factor of that decay."""
+    use_lora: bool = False
+    """Train a LoRA adapter; without, all of the backbone is trained."""
+    num_sensory: int = 0
+    """Sensory tokens."""
+    mem_recall_hidden_dim: int = 4096
+    """Width of the recall projections."""
+    mem_recall_context: int = 100
+    """Memory embeddings kept."""
+    rmt_only: bool = False
+    """Train and test a recurrent memory transformer instead."""
+    baseline_only: bool = False
+    """Train and test the backbone alone."""
+    segment_alignment: str | None = None
+    """Alignment of segments; not there yet."""
+    hmt_stage_1: bool = False
+    """Stage 1: the last memory embedding instead of recall."""
+    hmt_stage_2: bool = False
+    """Stage 2, usually with --load_from_ckpt."""
+    save_ckpt: Path | None = None
+    """Directory of the checkpoint; by default nothing is kept."""
+    load_from_ckpt: str | None = None
+    """Checkpoint to begin with."""
+    token_file: Path = Path("hmt_src/cred.txt")
+    """File with a token of the hub; it need not be there."""
+    train_set_split: str | None = None
+    """Use at most so many training documents, or such a share of them: 50 or 2%."""
+    interleave_dataset: bool = False
+    """Mix every two samples; not there yet."""
+    interleave_len: int = 100
+    """Tokens of each in turn."""
+    plot_hist: bool = False
+    """Draw the histogram of recall distances; not there yet."""
+    fuse_size: int = 2
+    """Question-answering items whose contexts are put together; belongs to tasks that are not there yet."""
+    timing: bool = False
+    """Time the parts of a step; not there yet."""
+    inference_only: bool = False
+    """Score the test split, do not train."""
+    dynamic: bool = False
+    """Dynamic reading speed; not there yet."""
+    dilate_dataset: bool = False
+    """Insert filler tokens; not there yet."""
+    dilate_len: int = 888
+    """Filler tokens."""
+    dilate_str: str = "$"
+    """The filler."""
+    train_memory_map: bool = False
+    """Train the map between reading speeds; not there yet."""
+    inject_autoencoder: bool = False
+    """Put an autoencoder before each MLP; not there yet."""
+    generate: str | None = None
+    """Generate instead of scoring; not there yet: see hmt generate."""
+    streaming: bool = False
+    """Read the data set as a stream; has no effect yet."""
+    shuffle: bool = False
+    """Shuffle the test samples; has no effect, since they are spread evenly over the documents."""
+    shuffle_train: bool = True
+    """Shuffle the training samples; they always are."""
+    cache_dir: Path | None = None
+    """Where the hub's files are kept."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases; not there yet, DIR.run/metrics.jsonl has the figures."""
+    wandb_run: str | None = None
+    """Name of the run."""
+    wandb_entity: str | None = None
+    """Owner of the project."""
+    num_epochs: int = 1
+    """Has no effect: the number of optimizer steps decides."""
+    fp16: bool = False
+    """Mixed precision in float16 (bfloat16 on a CPU)."""
+    gradient_accumulation_steps: int = 1
+    """Micro-steps per optimizer step."""
+    hub_map: str | None = None
+    """Local directories for hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+    def check(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        check_positive(self, "batch_size", "training_step", "test_length", "learning_rate", "bptt_depth")
+        if wanted := [name for name, neutral in LATER.items() if getattr(self, name) != neutral]:
+            raise ValueError(f"{', '.join(wanted)}: this part of the published program is not there yet")
+        if self.rmt_only and self.baseline_only:
+            raise ValueError("rmt_only and baseline_only exclude each other")
+
+    def training(self) -> TrainOptions:
+        """The same as options of `hmt train`."""
+        mode: Literal["rmt", "backbone", "hmt"] = (
+            "rmt" if self.rmt_only else "backbone" if self.baseline_only else "hmt"
+        )
+        same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(self)}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in same - {"save_ckpt"}}
+        settings |= {
+            "mode": mode,
+            "memory_injection": "published",
+            "task_subset": self.task_config or self.task_subset,
+            "stage_1_step": 0,
+            "memory_learning_rate": self.learning_rate,
+            "train_backbone": not self.use_lora,
+            "mixed_precision": "fp16" if self.fp16 else "no",
+        }
+        if self.save_ckpt is not None:
+            settings["save_ckpt"] = self.save_ckpt
+        options = TrainOptions(**settings)
+        options.loss_tokens = options.fresh_tokens  # the last segment, as published
+        options.check()
+        return options
+
+
+def run(options: PublishedOptions) -> tuple[dict[str, Any], str]:
+    """Train, or with `inference_only` score the test split.
+
+    Returns:
+        The figures, and closing lines.
+    """
+    from hmt import train
+
+    _use_token(options.token_file)
+    training = options.training()
+    if options.inference_only:
+        return train.test(training)
+    return train.run(training, keep=options.save_ckpt is not None)
+
+
+def _use_token(file: Path) -> None:
+    """Give the hub's library the token of a file; it is never shown."""
+    if file.is_file():
+        os.environ.setdefault("HF_TOKEN", file.read_text().strip())

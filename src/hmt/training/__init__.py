@@ -1,0 +1,1 @@
+"""TEXT + MODEL -> BETTER MODEL: the curriculum, the optimizer step, what is saved of a run."""

@@ -1,0 +1,102 @@
+"""What is trained, in which stages, at which learning rates.
+
+Stage 1 reads two segments with the last memory embedding only, stage 2 longer samples with recall, as in HMT
+(arXiv:2405.06067, section 4). Both train the same parameters, so a run is one model read in two ways. Each stage has an
+optimizer and a schedule of its own, as if it were a command of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from hmt.model.hmt import HMTForCausalLM
+from hmt.options import TrainOptions
+
+STAGE_1_SEGMENTS = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the curriculum: how the model reads, how many segments a sample has, and for how many steps."""
+
+    name: str
+    mode: str
+    segments: int
+    steps: int
+
+    def reader(self, model: HMTForCausalLM) -> HMTForCausalLM:
+        """The model as this stage reads it; the weights are shared."""
+        return model if self.mode == model.config.mode else model.variant(mode=self.mode)
+
+
+def curriculum(options: TrainOptions) -> list[Stage]:
+    """The stages that the options ask for. A model without recall has only one way of reading."""
+    stage_1 = Stage("1", "short_term", STAGE_1_SEGMENTS, options.stage_1_step)
+    stage_2 = Stage("2", options.mode, options.bptt_depth, options.training_step)
+    if options.hmt_stage_1:
+        return [Stage("1", "short_term", STAGE_1_SEGMENTS, options.training_step)]
+    if options.hmt_stage_2 or options.mode != "hmt" or not options.stage_1_step:
+        return [stage_2]
+    return [stage_1, stage_2]
+
+
+def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
+    """Freeze the backbone, adapt it, or train it whole."""
+    if options.train_backbone:
+        model.requires_grad_(True)
+        return
+    if options.use_lora and not model.has_adapter:
+        model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout)
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_(options.use_lora and "lora_" in name)
+
+
+def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[str, Any]]:
+    """The memory's parameters and the backbone's, each with its learning rate.
+
+    Raises:
+        ValueError: If there is nothing to train.
+    """
+    memory = [parameter for parameter in model.memory.parameters() if parameter.requires_grad]
+    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    groups = [
+        {"name": "memory", "params": memory, "lr": options.memory_learning_rate},
+        {"name": "backbone", "params": backbone, "lr": options.learning_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("nothing to train: mode backbone has no memory; give --use_lora or --train_backbone")
+    return groups
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, steps: int) -> LambdaLR:
+    """The learning rates of a stage of so many optimizer steps: a rise, then a fall."""
+    kind = options.lr_schedule if options.lr_decay else "constant"
+
+    def factor(step: int) -> float:
+        rise = min((step + 1) / (options.warmup_step + 1), 1.0)
+        if kind == "step":
+            return rise * options.lr_decay_gamma ** (step // options.lr_decay_step)
+        if kind == "cosine":
+            return rise * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+        return rise
+
+    return LambdaLR(optimizer, factor)
+
+
+def describe_parts(model: HMTForCausalLM) -> str:
+    """One line: what is trained, and what the memory adds to the backbone."""
+    backbone = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name)
+    memory = sum(p.numel() for p in model.memory.parameters())
+    adapter = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" in name)
+    trained = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    parts = [f"memory {memory:,} ({100 * memory / backbone:.2f}% of the backbone)"]
+    if adapter:
+        parts.append(f"adapter {adapter:,} ({100 * adapter / backbone:.2f}%)")
+    parts.append(f"backbone {backbone:,}{'' if trained > adapter else ', frozen'}")
+    return f"parameters: {', '.join(parts)}"

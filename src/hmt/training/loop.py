@@ -1,0 +1,294 @@
+"""The training loop: stages of optimizer steps, validated, saved, stopped and resumed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hmt.model.hmt import HMTForCausalLM
+from hmt.options import TrainOptions
+from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
+from hmt.training import progress as runs
+from hmt.training.curriculum import (
+    Stage,
+    choose_trained_parts,
+    curriculum,
+    describe_parts,
+    learning_rate_schedule,
+    parameter_groups,
+)
+from hmt.training.progress import Record, Saved
+from hmt.training.scoring import held_out, score
+from hmt.training.step import Stepper, StepResult
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 10
+
+
+class Training:
+    """A run.
+
+    Args:
+        model: Trained in place.
+        options: Of the run.
+        tokenizer: Saved with the checkpoint.
+        saved: Go on from here; the model must be the one of that checkpoint.
+        keep: Write checkpoints and the record of the run.
+        accelerator: To run with; made from the options where None.
+    """
+
+    def __init__(
+        self,
+        model: HMTForCausalLM,
+        options: TrainOptions,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        saved: Saved | None = None,
+        keep: bool = True,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.accelerator = accelerator or make_accelerator(options, model.device)
+        self.stages = curriculum(options)
+        self.interrupted = False
+        choose_trained_parts(model, options)
+        model.checkpoint_segments = options.gradient_checkpointing
+        self._tokenizer = tokenizer
+        self._saved = saved or Saved()
+        self._progress = self._saved.progress
+        self._keep = keep
+        self._started = time.monotonic() - self._progress.seconds
+        main = self.accelerator.is_main_process
+        self._record = Record(options.record, writes=keep and main)
+        self._bar: Any = None
+
+    def run(self, documents: list[TokenDocument], validation: list[TokenDocument] | None = None) -> dict[str, Any]:
+        """Train through the stages that are left.
+
+        Args:
+            documents: What to learn from.
+            validation: What to validate on, with `eval_step`.
+
+        Returns:
+            Figures of the run, with `history`: step, stage, loss (nats per scored token), learning rates, norms.
+
+        Raises:
+            FloatingPointError: If loss or gradient are not finite; the step is not taken.
+        """
+        self._say(describe_parts(self.model))
+        self._record.begin(self.options, self._progress.steps)
+        open_end = self.options.max_minutes is not None
+        total = None if open_end else sum(stage.steps for stage in self.stages)
+        quiet = None if self.accelerator.is_main_process else True
+        with (
+            self._stopped_by_signals(),
+            logging_redirect_tqdm(),
+            tqdm(total=total, initial=self._progress.steps, unit="step", disable=quiet) as self._bar,
+        ):
+            for number in range(self._progress.stage, len(self.stages)):
+                if number > self._progress.stage:
+                    self._progress.next_stage()
+                self._stage(self.stages[number], documents, validation)
+                if self.interrupted:
+                    break
+                self._take_best()
+        self.model.eval()
+        return self._figures()
+
+    def _stage(self, stage: Stage, documents: list[TokenDocument], validation: list[TokenDocument] | None) -> None:
+        """Train through what is left of a stage, unless the run is stopped in it."""
+        options, progress = self.options, self._progress
+        reader = stage.reader(self.model)
+        reader.train()
+        sample_tokens = stage.segments * reader.config.fresh_tokens
+        stepper = self._prepare(reader, stage)
+        to_validate = held_out(validation, sample_tokens, options.eval_samples) if validation else []
+        rows_per_step = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
+        samples = shuffled(cut(documents, sample_tokens), options.seed, skip=progress.rows)
+        while progress.step < stage.steps and not self._out_of_time(stage):
+            result = self._step(stepper, list(islice(samples, rows_per_step)), stage)
+            every = options.eval_step
+            converged = to_validate and every and progress.steps % every == 0 and self._validate(stepper, to_validate)
+            self.interrupted = self._any(self.interrupted)
+            due = options.save_every is not None and progress.steps % options.save_every == 0
+            if due or self.interrupted:
+                self._save(stepper)
+            self._show(stage, result)
+            if self.interrupted or converged:
+                break
+
+    def _prepare(self, reader: HMTForCausalLM, stage: Stage) -> Stepper:
+        """Optimizer, schedule and what the accelerator makes of the model, as they were where the run was saved."""
+        optimizer = torch.optim.AdamW(parameter_groups(reader, self.options), weight_decay=self.options.weight_decay)
+        scheduler = learning_rate_schedule(optimizer, self.options, stage.steps)
+        prepared, optimizer = self.accelerator.prepare(reader, optimizer)
+        if self._progress.step and self._saved.optimizer is not None:
+            optimizer.load_state_dict(self._saved.optimizer["optimizer"])
+            scheduler.load_state_dict(self._saved.optimizer["scheduler"])
+        return Stepper(self.accelerator, prepared, optimizer, scheduler, self.options)
+
+    def _step(self, stepper: Stepper, rows: list[Tensor], stage: Stage) -> StepResult:
+        progress, rank = self._progress, self.accelerator.process_index
+        # Dropout is drawn from the number of the step, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed((self.options.seed << 32) + (progress.steps << 8) + rank)
+        batch = pad(rows[rank :: self.accelerator.num_processes])
+        result = stepper.take(batch, scored_targets(rows, self.options.loss_tokens))
+        progress.step += 1
+        progress.steps += 1
+        progress.rows += len(rows)
+        progress.tokens += sum(len(row) for row in rows)
+        progress.seconds = time.monotonic() - self._started
+        self._record.add(
+            step=progress.steps,
+            stage=stage.name,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rates=result.learning_rates,
+            seconds=round(progress.seconds, 3),
+        )
+        return result
+
+    def _validate(self, stepper: Stepper, samples: list[Tensor]) -> bool:
+        """Score the samples; True where there has been no better score for long enough."""
+        options, progress = self.options, self._progress
+        found = score(self.accelerator, stepper.model, samples, options.batch_size, options.loss_tokens)
+        better = progress.best is None or found["loss"] < progress.best
+        if better:
+            progress.best, progress.stale = found["loss"], 0
+            if options.patience is not None:
+                self._saved.best = {name: p.detach().cpu().clone() for name, p in self._trained()}
+        else:
+            progress.stale += 1
+        self._record.history[-1]["validation_loss"] = found["loss"]
+        self._say(f"step {progress.steps}: validation loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}")
+        return options.patience is not None and progress.stale >= options.patience
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def _take_best(self) -> None:
+        """With patience, the weights of the stage's best validation."""
+        if self._saved.best is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(self._saved.best[name])
+        self._saved.best = None
+
+    def save(self) -> None:
+        """Write the checkpoint of a finished run.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress))
+
+    def _save(self, stepper: Stepper) -> None:
+        """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
+        if not self._keep or not self.accelerator.is_main_process:
+            return
+        state = {"optimizer": stepper.optimizer.state_dict(), "scheduler": stepper.scheduler.state_dict()}
+        try:
+            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress, state, self._saved.best))
+        except OSError as error:
+            logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
+
+    def _out_of_time(self, stage: Stage) -> bool:
+        """Whether the stage has had its share of `max_minutes`, which the stages share like their steps."""
+        if self.options.max_minutes is None:
+            return False
+        total = sum(one.steps for one in self.stages)
+        done = sum(one.steps for one in self.stages[: self._progress.stage]) + stage.steps
+        return time.monotonic() - self._started >= 60 * self.options.max_minutes * done / total
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """While this lasts, being interrupted or terminated ends the run after the step at hand, with a checkpoint."""
+        if not self._keep:
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+
+    def _show(self, stage: Stage, result: StepResult) -> None:
+        progress = self._progress
+        shown = {
+            "stage": stage.name,
+            "loss": f"{result.loss:.3f}",
+            "tok/s": f"{progress.tokens / max(progress.seconds, 1e-9):.0f}",
+        }
+        if self.options.max_minutes is not None:
+            shown["left"] = f"{max(60 * self.options.max_minutes - progress.seconds, 0):.0f} s"
+        self._bar.update()
+        self._bar.set_postfix(shown)
+        if self._bar.disable and progress.steps % LOG_EVERY_STEPS == 0:  # no terminal: lines instead of a bar
+            self._say(f"step {progress.steps}: {', '.join(f'{name} {value}' for name, value in shown.items())}")
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.info("%s", line)
+
+    def _figures(self) -> dict[str, Any]:
+        model, progress = self.model, self._progress
+        backbone = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name)
+        losses = [entry["loss"] for entry in self._record.history]
+        return {
+            "steps": progress.steps,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "trainable_parameters": sum(p.numel() for _, p in self._trained()),
+            "extra_percent": 100 * sum(p.numel() for p in model.memory.parameters()) / backbone,
+            "first_loss": _mean(losses[:LOG_EVERY_STEPS]),
+            "last_loss": _mean(losses[-LOG_EVERY_STEPS:]),
+            "best_validation_loss": progress.best,
+            "interrupted": self.interrupted,
+            "processes": self.accelerator.num_processes,
+            "history": self._record.history,
+        }
+
+
+def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator:
+    """The accelerator of a run, on the model's device where there is one process."""
+    precision = options.mixed_precision
+    if precision == "fp16" and device.type == "cpu":
+        logger.warning("float16 cannot be computed with on a CPU: using bfloat16 instead")
+        precision = "bf16"
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,202 @@
+"""Where a run is, and what is kept of it: the checkpoint to go on from, and the record of what happened.
+
+`save_ckpt` holds the checkpoint of the model, and in `training/` what `--resume` needs beside it:
+
+    progress.json       stage, step, rows read, best validation
+    optimizer.pt        moments of the optimizer and position of the schedule (tensors and numbers, no code)
+    best.safetensors    with --patience, the best trained weights so far
+    manifest.json       SHA-256 of every file of the checkpoint, checked before anything is resumed from it
+
+`save_ckpt`.run holds `run.json` (settings, command, versions) and `metrics.jsonl` (one line a step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hmt.atomic import atomic_directory, atomic_file
+from hmt.model.hmt import HMTForCausalLM
+from hmt.options import TrainOptions
+
+FOLDER = "training"
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        stage: Index of the stage at hand.
+        step: Optimizer steps taken in it.
+        steps: Optimizer steps taken in all.
+        rows: Samples read in the stage at hand.
+        tokens: Tokens read in all.
+        seconds: Spent in all.
+        best: Lowest validation loss of the stage so far.
+        stale: Validations since then.
+    """
+
+    stage: int = 0
+    step: int = 0
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    stale: int = 0
+
+    def next_stage(self) -> None:
+        """Begin the next stage."""
+        self.stage, self.step, self.rows = self.stage + 1, 0, 0
+        self.best, self.stale = None, 0
+
+
+@dataclass
+class Saved:
+    """What a checkpoint holds besides the model.
+
+    Attributes:
+        progress: Where the run was.
+        optimizer: State of the optimizer and of the schedule.
+        best: The best trained weights so far, by name, or None.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    optimizer: dict[str, Any] | None = None
+    best: dict[str, Tensor] | None = None
+
+
+def save(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase | None, options: TrainOptions, saved: Saved) -> None:
+    """Write the checkpoint, whole or not at all; the one before it stays until then.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with atomic_directory(options.save_ckpt) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        training = folder / FOLDER
+        training.mkdir()
+        state = {"progress": asdict(saved.progress), "options": asdict(options)}
+        (training / "progress.json").write_text(json.dumps(state, indent=1, default=str) + "\n")
+        if saved.optimizer is not None:
+            torch.save(saved.optimizer, training / "optimizer.pt")
+        if saved.best is not None:
+            save_file({name: tensor.contiguous() for name, tensor in saved.best.items()}, training / "best.safetensors")
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        manifest = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+        (training / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def can_resume(path: Path) -> bool:
+    """Whether a directory holds a checkpoint to go on from."""
+    return (path / FOLDER / "manifest.json").is_file()
+
+
+def load(path: Path) -> Saved:
+    """What `save` wrote besides the model.
+
+    Raises:
+        ValueError: If a file of the checkpoint is damaged; names it.
+        OSError: If one cannot be read.
+    """
+    training = path / FOLDER
+    try:
+        manifest = json.loads((training / "manifest.json").read_text())
+        damaged = [name for name, digest in manifest.items() if _digest(path / name) != digest]
+        if damaged:
+            raise ValueError(f"{', '.join(damaged)} changed since the checkpoint was written")
+        progress = Progress(**json.loads((training / "progress.json").read_text())["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be resumed, it is damaged: {error}") from error
+    optimizer = None
+    if (training / "optimizer.pt").exists():
+        optimizer = torch.load(training / "optimizer.pt", weights_only=True, map_location="cpu")
+    best = load_file(training / "best.safetensors") if (training / "best.safetensors").exists() else None
+    return Saved(progress, optimizer, best)
+
+
+class Record:
+    """The record of a run: what was run, and one line a step.
+
+    Args:
+        path: Its directory.
+        writes: Whether this process writes it.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self._path = path
+        self._writes = writes
+        self.history: list[dict[str, Any]] = []
+
+    def begin(self, options: TrainOptions, steps: int) -> None:
+        """Note what is run; of an earlier run in the same place, keep the lines up to where this one goes on."""
+        file = self._path / "metrics.jsonl"
+        if steps and file.exists():
+            self.history = [line for line in _whole_lines(file) if line["step"] <= steps]
+        if not self._writes:
+            return
+        with atomic_file(file) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+        with atomic_file(self._path / "run.json") as unfinished:
+            unfinished.write_text(json.dumps(_description(options), indent=1, default=str) + "\n")
+
+    def add(self, **values: Any) -> None:
+        """Note a step."""
+        self.history.append(values)
+        if self._writes:
+            with (self._path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file whose writer may have been killed in the middle of one."""
+    for line in file.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _description(options: TrainOptions) -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "options": asdict(options),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the directory the command ran in, where it is a checkout."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while part := handle.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

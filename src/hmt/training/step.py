@@ -1,0 +1,160 @@
+"""One optimizer step over the rows of all processes.
+
+The loss is the mean over all scored targets of the step, whatever their split into processes and micro-steps: each part
+adds its sum of nats, divided by the number of targets of the whole step.
+
+Shape legend: B rows of this process in one step, T tokens.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from hmt.atomic import atomic_file
+from hmt.options import TrainOptions
+from hmt.pretrained import first_line
+from hmt.text.batches import Batch
+
+logger = logging.getLogger(__name__)
+
+ADVICE = "lower --memory_learning_rate or --learning_rate, or use --dtype float32"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives.
+
+    Attributes:
+        loss: Mean nats per scored target, over all processes.
+        grad_norm: Norm of the gradient before clipping.
+        learning_rates: Of each group of parameters, by name.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rates: dict[str, float]
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        accelerator: Of the run.
+        model: As the accelerator prepared it.
+        optimizer: Likewise.
+        scheduler: Of the optimizer; stepped once per optimizer step, whatever the number of processes.
+        options: Of the run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        options: TrainOptions,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self._accelerator = accelerator
+        self._options = options
+        self._rows_at_once = options.batch_size
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def take(self, batch: Batch, targets: int) -> StepResult:
+        """Take a step.
+
+        Where the memory of the device does not suffice, the same step is taken in smaller parts, then and from then on.
+
+        Args:
+            batch: Rows of this process.
+            targets: Scored targets of all processes in this step.
+
+        Raises:
+            FloatingPointError: If loss or gradient are not finite; the step is not taken, the batch is kept in a file.
+            ValueError: If not even one row fits into memory; names the flags to lower.
+        """
+        while True:
+            try:
+                return self._take(batch, targets)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self._rows_at_once == 1 or self._accelerator.num_processes > 1:
+                    raise ValueError(
+                        "out of memory: lower --batch_size, --bptt_depth or --segment_length, or give "
+                        f"--gradient_checkpointing ({first_line(error)})"
+                    ) from error
+                self._rows_at_once = math.ceil(self._rows_at_once / 2)
+                logger.warning("out of memory: going on with %d rows at a time", self._rows_at_once)
+            self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _take(self, batch: Batch, targets: int) -> StepResult:
+        accelerator = self._accelerator
+        parts = batch.split(self._rows_at_once)
+        accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
+        nats: Tensor = torch.zeros((), device=accelerator.device)
+        for part in parts:
+            with accelerator.accumulate(self.model):
+                share = self._nats(part)
+                nats += share.detach()
+                # Processes are averaged and micro-steps divided by their number: both are undone here.
+                accelerator.backward(share / targets * accelerator.num_processes * len(parts))
+        norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm))
+        loss = float(accelerator.reduce(nats, reduction="sum")) / targets
+        self._check(loss, norm, batch)
+        rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not accelerator.optimizer_step_was_skipped:  # a scaled loss that overflowed is tried again, scaled less
+            self.scheduler.step()
+        return StepResult(loss, norm, rates)
+
+    def _nats(self, part: Batch) -> Tensor:
+        """Sum of nats over the scored targets of some rows."""
+        device = self._accelerator.device
+        output: Any = self.model(
+            part.input_ids.to(device),
+            attention_mask=part.attention_mask.to(device),
+            labels=part.labels.to(device),
+            loss_tokens=self._options.loss_tokens,
+            truncate_every=self._options.truncate_every,
+            return_logits=False,
+        )
+        return output.nll.sum()
+
+    def _check(self, loss: float, norm: float, batch: Batch) -> None:
+        scaled = self._accelerator.scaler is not None
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        what = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the gradient's norm is {norm} at a loss of {loss:.3f}"
+        )
+        kept = self._keep(batch)
+        raise FloatingPointError(f"{what}; the step was not taken, its batch is in {kept}: {ADVICE}")
+
+    def _keep(self, batch: Batch) -> Path:
+        path = self._options.record / f"bad_batch-{self._accelerator.process_index}.safetensors"
+        tensors = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+        with atomic_file(path) as file:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        return path

@@ -1,0 +1,148 @@
+"""A run that is stopped, however, goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmt import HMTForCausalLM
+from hmt.atomic import recover_directory
+from hmt.options import TrainOptions
+from hmt.text.batches import TokenDocument
+from hmt.training import progress
+from hmt.training.loop import Training
+from hmt.training.step import Stepper
+from tests.conftest import byte_tokenizer, make_backbone, random_ids
+
+FLAGS: dict[str, Any] = {
+    "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
+    "stage_1_step": 4, "training_step": 6, "lr_decay_step": 2, "warmup_step": 1,
+}  # fmt: skip
+KINDS = {"memory": {}, "lora": {"use_lora": True, "lora_dropout": 0.3}, "full": {"train_backbone": True}}
+TEXT = [TokenDocument("a", random_ids(1, 600)[0])]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A backbone in a directory."""
+    make_backbone().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def wrap(base: Path) -> HMTForCausalLM:
+    """A model with a new memory."""
+    torch.manual_seed(0)
+    fields = {name: FLAGS[name] for name in ("segment_length", "num_sensory", "mem_recall_hidden_dim")}
+    return HMTForCausalLM.from_backbone(base, **fields)
+
+
+def weights(model: HMTForCausalLM) -> dict[str, torch.Tensor]:
+    return {name.replace(".default", ""): value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_terminated_goes_on_bit_by_bit(
+    kind: str, stop_after: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Training(wrap(base), TrainOptions(**FLAGS, **KINDS[kind], save_ckpt=tmp_path / "whole"))
+    expected = whole.run(TEXT)
+    options = TrainOptions(**FLAGS, **KINDS[kind], save_ckpt=tmp_path / "ckpt")
+    first = Training(wrap(base), options, byte_tokenizer())
+    take, taken = Stepper.take, []
+
+    def take_and_stop(self: Stepper, *arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return take(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", take_and_stop)
+        figures = first.run(TEXT)
+    assert figures["interrupted"]
+    assert figures["steps"] == stop_after
+    saved = progress.load(options.save_ckpt)
+    second = Training(HMTForCausalLM.from_pretrained(options.save_ckpt), options, byte_tokenizer(), saved)
+    got = second.run(TEXT)
+    for name in ("step", "stage", "loss", "grad_norm", "learning_rates"):
+        assert [e[name] for e in got["history"]] == [e[name] for e in expected["history"]], name
+    ours, theirs = weights(second.model), weights(whole.model)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_the_command_resumes_and_says_so(
+    backbone_dir: Path, task_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    flags = [part for name, value in FLAGS.items() for part in (f"--{name}", value)]
+    command = ("train", "--model_name", backbone_dir, "--task_name", task_dir, *flags, "--resume",
+               "--save_ckpt", tmp_path / "ckpt", "--json", tmp_path / "figures.json")  # fmt: skip
+    take, taken = Stepper.take, []
+
+    def take_and_stop(self: Stepper, *arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return take(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "take", take_and_stop)
+    status, said, complaint = run_cli(*command)
+    assert status == 0, complaint
+    assert "there is nothing to resume in" in caplog.text
+    assert "stopped at step 7; the same command with --resume goes on" in said
+    status, said, complaint = run_cli(*command)
+    assert status == 0, complaint
+    assert "going on after step 7" in caplog.text
+    assert len(taken) == 10
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [entry["step"] for entry in figures["history"]] == list(range(1, 11))
+    status, said, complaint = run_cli(*command)  # finished: nothing is left to do
+    assert status == 0, complaint
+    assert len(taken) == 10
+
+
+def test_a_disk_that_is_full_does_not_stop_the_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)
+    training = Training(wrap(base), options)
+    written = torch.save
+
+    def full(state: Any, path: Path) -> None:
+        if state["scheduler"]["last_epoch"] != 3:
+            raise OSError(28, "No space left on device")
+        written(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert training.run(TEXT)["steps"] == 10
+    assert "the checkpoint of step 6 could not be saved: [Errno 28] No space left" in caplog.text
+    assert progress.load(options.save_ckpt).progress.steps == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None:
+    options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)
+    Training(wrap(base), options).run(TEXT)
+    file = options.save_ckpt / "memory.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"memory\.safetensors changed since the checkpoint was written"):
+        progress.load(options.save_ckpt)
+
+
+def test_a_writer_killed_between_two_renames_lost_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".ckpt.77.old").mkdir()
+    (tmp_path / ".ckpt.77.old" / "config.json").write_text("{}")
+    recover_directory(tmp_path / "ckpt")
+    assert (tmp_path / "ckpt" / "config.json").exists()
+    (tmp_path / ".ckpt.78.old").mkdir()
+    recover_directory(tmp_path / "ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]

@@ -1,0 +1,221 @@
+"""Training: it learns, in the stages asked for, and leaves a checkpoint that evaluation loads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from hmt import HMTForCausalLM
+from hmt.options import TrainOptions
+from hmt.text.batches import TokenDocument
+from hmt.training.curriculum import choose_trained_parts, curriculum, parameter_groups
+from hmt.training.loop import Training
+from hmt.training.scoring import held_out, score
+from tests.conftest import make_model, random_ids
+
+SMALL = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2}
+
+
+def fit(model: HMTForCausalLM, text: list[TokenDocument], options: TrainOptions, **more: Any) -> dict[str, Any]:
+    """Train, and keep nothing but the model."""
+    return Training(model, options, keep=False).run(text, **more)
+
+
+def documents() -> list[TokenDocument]:
+    """A text that says the same over and over."""
+    return [TokenDocument("a", random_ids(1, 30).repeat(1, 20)[0])]
+
+
+def test_the_memory_learns_and_the_frozen_backbone_stays() -> None:
+    model = make_model()
+    backbone = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    memory = {name: value.clone() for name, value in model.memory.state_dict().items()}
+    figures = fit(model, documents(), TrainOptions(**SMALL, stage_1_step=15, training_step=45, bptt_depth=4))
+    assert figures["last_loss"] < figures["first_loss"] - 0.05
+    assert all(torch.equal(value, backbone[name]) for name, value in model.backbone.state_dict().items())
+    for name in ("recall.wq.weight", "recall.wk.weight", "summary_prompt", "injection.base", "injection.gain"):
+        assert not torch.equal(model.memory.state_dict()[name], memory[name]), name
+    assert {entry["stage"] for entry in figures["history"]} == {"1", "2"}
+
+
+def test_one_batch_can_be_learnt_by_heart() -> None:
+    model = make_model()
+    text = [TokenDocument("a", random_ids(1, 56)[0])]
+    options = TrainOptions(**SMALL, train_backbone=True, learning_rate=3e-3, stage_1_step=0, training_step=150,
+                           batch_size=1, lr_decay=False)  # fmt: skip
+    assert fit(model, text, options)["last_loss"] < 0.3
+
+
+def test_lora_trains_the_adapter_and_the_memory_at_their_own_rates() -> None:
+    model = make_model()
+    options = TrainOptions(**SMALL, use_lora=True, learning_rate=1e-4, stage_1_step=0, training_step=5)
+    figures = fit(model, documents(), options)
+    assert figures["history"][0]["learning_rates"] == {"memory": 1e-2, "backbone": 1e-4}
+    adapter = {name: p for name, p in model.backbone.named_parameters() if "lora_B" in name}
+    assert adapter
+    assert all(p.abs().max() > 0 for p in adapter.values())
+    assert not any(p.requires_grad for name, p in model.backbone.named_parameters() if "lora_" not in name)
+
+
+def test_learning_rates_decay_every_so_many_steps() -> None:
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=5, lr_decay_step=2, lr_decay_gamma=0.5)
+    rates = [entry["learning_rates"]["memory"] for entry in fit(make_model(), documents(), options)["history"]]
+    assert rates == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3])
+
+
+def test_the_stages_are_those_of_the_flags() -> None:
+    def stages(**flags: Any) -> list[tuple[str, int, int]]:
+        return [(s.mode, s.segments, s.steps) for s in curriculum(TrainOptions(**flags))]
+
+    assert stages() == [("short_term", 2, 200), ("hmt", 4, 500)]
+    assert stages(hmt_stage_1=True, training_step=30) == [("short_term", 2, 30)]
+    assert stages(hmt_stage_2=True, bptt_depth=9) == [("hmt", 9, 500)]
+    assert stages(mode="rmt") == [("rmt", 4, 500)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"lr_schedule": "cosine"}, [1, 0.75, 0.25]),
+        ({"lr_schedule": "constant", "warmup_step": 2}, [1 / 3, 2 / 3, 1]),
+        ({"lr_decay": False}, [1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_learning_rates_rise_and_fall_as_asked(flags: dict[str, Any], expected: list[float]) -> None:
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=3, **flags)
+    rates = [entry["learning_rates"]["memory"] / 1e-2 for entry in fit(make_model(), documents(), options)["history"]]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_batch(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.memory.injection.base.fill_(float("nan"))
+    before = model.memory.injection.trailing.clone()
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=3, save_ckpt=tmp_path / "ckpt")
+    with pytest.raises(FloatingPointError, match="the loss is nan; the step was not taken, its batch is in"):
+        fit(model, documents(), options)
+    assert torch.equal(model.memory.injection.trailing, before)
+    batch = load_file(tmp_path / "ckpt.run" / "bad_batch-0.safetensors")
+    assert batch["input_ids"].shape == (2, 4 * 14)
+
+
+@pytest.mark.parametrize("flags", [{"gradient_accumulation_steps": 4, "batch_size": 1}, {"batch_size": 4}], ids=str)
+def test_a_step_is_the_same_however_its_rows_are_split(flags: dict[str, int]) -> None:
+    """Rows of different length, so that a mean of means would differ."""
+    text = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 56, 41, 56, 56)]
+    whole = TrainOptions(**SMALL, stage_1_step=0, training_step=4, batch_size=2, gradient_accumulation_steps=2)
+    other = TrainOptions(**SMALL, stage_1_step=0, training_step=4, **flags)
+    figures = [fit(make_model(), text, options)["history"] for options in (whole, other)]
+    for name in ("loss", "grad_norm"):
+        values = [[entry[name] for entry in history] for history in figures]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_out_of_memory_means_smaller_parts_and_the_same_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=3, batch_size=4)
+    expected = fit(make_model(), documents(), options)
+    forward = HMTForCausalLM.forward
+
+    def small_device(self: HMTForCausalLM, input_ids: torch.Tensor, **more: Any) -> Any:
+        if len(input_ids) > limit:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(HMTForCausalLM, "forward", small_device)
+    limit = 1
+    with caplog.at_level(logging.WARNING):
+        got = fit(make_model(), documents(), options)
+    assert [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()] == [
+        "out of memory: going on with 2 rows at a time", "out of memory: going on with 1 rows at a time"
+    ]  # fmt: skip
+    losses = [[entry["loss"] for entry in figures["history"]] for figures in (expected, got)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    limit = 0
+    with pytest.raises(ValueError, match="out of memory: lower --batch_size, --bptt_depth or --segment_length"):
+        fit(make_model(), documents(), options)
+
+
+def test_validation_finds_the_best_and_patience_ends_the_run() -> None:
+    text = documents()
+    options = TrainOptions(**SMALL | {"memory_learning_rate": 0.5}, stage_1_step=0, training_step=60, eval_step=2,
+                           patience=3, lr_decay=False)  # fmt: skip
+    model = make_model()
+    figures = fit(model, text, options, validation=[TokenDocument("v", random_ids(1, 400, seed=9)[0])])
+    validated = [entry["validation_loss"] for entry in figures["history"] if "validation_loss" in entry]
+    best = validated.index(min(validated))
+    assert figures["steps"] == 2 * len(validated) < 60
+    assert len(validated) == best + 1 + 3
+    samples = held_out([TokenDocument("v", random_ids(1, 400, seed=9)[0])], 4 * 14, 8)
+    kept = score(Accelerator(cpu=True), model, samples, 2, None)
+    assert kept["loss"] == pytest.approx(validated[best], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_leaves_the_weights_in_float32(precision: str) -> None:
+    model = make_model()
+    options = TrainOptions(**SMALL, stage_1_step=2, training_step=10, mixed_precision=precision)
+    figures = fit(model, documents(), options)
+    assert figures["last_loss"] < figures["first_loss"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_two_runs_with_one_seed_are_equal() -> None:
+    options = TrainOptions(**SMALL, stage_1_step=2, training_step=4)
+    losses = [[e["loss"] for e in fit(make_model(), documents(), options)["history"]] for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_what_is_trained_is_what_was_asked_for() -> None:
+    model = make_model()
+    for flags, parts in (({}, {"memory"}), ({"train_backbone": True}, {"memory", "backbone"})):
+        options = TrainOptions(**SMALL, **flags)
+        choose_trained_parts(model, options)
+        assert {group["name"] for group in parameter_groups(model, options)} == parts
+
+
+@pytest.mark.parametrize("more", [(), ("--use_lora",), ("--train_backbone",)], ids=str)
+def test_a_trained_checkpoint_is_evaluated_by_the_next_command(
+    more: tuple[str, ...], backbone_dir: Path, task_dir: Path, tmp_path: Path, run_cli: Any, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    checkpoint = tmp_path / "ckpt"
+    flags = ("--segment_length", 32, "--num_sensory", 4, "--mem_recall_hidden_dim", 16)
+    status, said, complaint = run_cli(
+        "train", "--model_name", backbone_dir, "--task_name", task_dir, *flags, "--stage_1_step", 2,
+        "--training_step", 3, "--save_ckpt", checkpoint, "--eval_step", 2, "--test_step", 3, *more,
+    )  # fmt: skip
+    assert status == 0, complaint
+    assert f"checkpoint in {checkpoint}" in said
+    assert "test: loss " in said
+    assert "validation loss" in caplog.text
+    lines = (tmp_path / "ckpt.run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert json.loads((tmp_path / "ckpt.run" / "run.json").read_text())["options"]["segment_length"] == 32
+    assert HMTForCausalLM.from_pretrained(checkpoint).config.segment_length == 32
+    status, said, complaint = run_cli(
+        "evaluate", "--load_from_ckpt", checkpoint, "--task_name", task_dir, "--lengths", "128,256",
+        "--modes", "backbone,hmt", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["row"], row["context_tokens"], row["tokens"]) for row in figures["rows"]] == [
+        ("backbone", 128, 64), ("backbone", 256, 64), ("hmt", 128, 64), ("hmt", 256, 64),
+    ]  # fmt: skip
+    assert {row["segment_length"] for row in figures["rows"]} == {32}
+    status, _, complaint = run_cli(
+        "train", "--load_from_ckpt", checkpoint, "--task_name", task_dir, "--hmt_stage_2", "--training_step", 2,
+        "--save_ckpt", tmp_path / "second",
+    )  # fmt: skip
+    assert status == 0, complaint
+    assert (tmp_path / "second/config.json").is_file()
