@@ -93,6 +93,42 @@ def test_an_interrupted_stream_keeps_all_that_came(
     assert saves == sorted(saves)
 
 
+def test_one_bad_byte_does_not_lose_a_stream(
+    backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    text = b"a line\n" * 30 + b"caf\xe9\n" + b"a line\n" * 30
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="ascii", errors="surrogateescape"))
+    out = tmp_path / "book.memory"
+    status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *FLAGS, "--out", out)
+    assert status == 0, complaint
+    assert "not UTF-8 throughout" in caplog.text
+    assert int(MemoryState.load(out).tokens_read) == len(text.decode(errors="replace").encode())
+
+
+def test_a_book_that_was_not_read_to_its_end_leaves_no_file(
+    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HMTForCausalLM, "remember", interrupted)
+    out = tmp_path / "book.memory"
+    status, _, complaint = run_cli("remember", book, "--model_name", backbone_dir, *FLAGS, "--out", out)
+    assert (status, complaint) == (130, "hmt remember: interrupted\n")
+    assert not out.exists()
+
+
+def test_the_seed_of_sampling_makes_no_other_model(
+    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    model = ("--model_name", backbone_dir, *FLAGS)
+    run_cli("remember", book, *model, "--out", tmp_path / "book.memory")
+    status, _, complaint = run_cli(
+        "generate", *model, "--memory", tmp_path / "book.memory", "--prompt", "a", "--do_sample", "--seed", 5
+    )
+    assert status == 0, complaint
+
+
 def test_generation_goes_on_from_the_file(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
     model = ("--model_name", backbone_dir, *FLAGS)
     run_cli("remember", book, *model, "--out", tmp_path / "book.memory")

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from hmt.model.conversation import Answer, Conversation
 from hmt.model.decoding import StopWhenTold
 from hmt.model.loading import load
 from hmt.options import ChatOptions
+from hmt.pretrained import first_line
 from hmt.report.recollection import describe_recall, recalled_segments
 
 HELP = """/save FILE    write the memory of this conversation to a file
@@ -72,24 +74,22 @@ class Chat:
         command, _, argument = line.strip().partition(" ")
         if command in ("/quit", "/exit"):
             return False
-        if command.startswith("/"):
-            do = self._commands.get(command, lambda _: _say(f"there is no command {command}; /help lists them"))
-            try:
+        try:
+            if command.startswith("/"):
+                do = self._commands.get(command, lambda _: _say(f"there is no command {command}; /help lists them"))
                 do(argument.strip())
-            except (OSError, ValueError) as error:
-                _say(str(error))
-        elif line.strip():
-            self._answer(line.strip())
+            elif line.strip():
+                self._answer(line.strip())
+        except (OSError, ValueError, RuntimeError) as error:  # a turn or a command failed, not the conversation
+            _say(first_line(error))
+        except KeyboardInterrupt:
+            _say("\n(interrupted: the conversation is as it was)")
         return True
 
     def _answer(self, message: str) -> None:
         streamer = TextStreamer(self.conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        try:
-            with _stopped_by_interrupt() as stop:
-                answer = self.conversation.ask(message, streamer, stopping_criteria=stop, **self._sampling)
-        except KeyboardInterrupt:
-            _say("\n(not answered, and not remembered)")
-            return
+        with _stopped_by_interrupt() as stop:
+            answer = self.conversation.ask(message, streamer, stopping_criteria=stop, **self._sampling)
         self._last = answer
         self.turns.append(
             {
@@ -104,14 +104,15 @@ class Chat:
     def _save(self, file: str) -> None:
         if not file:
             raise ValueError("/save needs a file")
+        path = Path(file).expanduser()
         memory = self.conversation.settle()
-        memory.save(file)
-        _say(f"{int(memory.tokens_read[0]):,} tokens, {Path(file).stat().st_size / 1e3:.0f} kB in {file}")
+        memory.save(path)
+        _say(f"{int(memory.tokens_read[0]):,} tokens, {path.stat().st_size / 1e3:.0f} kB in {path}")
 
     def _load(self, file: str) -> None:
         if not file:
             raise ValueError("/load needs a file")
-        memory = MemoryState.load(file)
+        memory = MemoryState.load(Path(file).expanduser())
         self.conversation.begin(memory)
         self._last = None
         _say(f"a memory of {int(memory.tokens_read[0]):,} tokens")
@@ -146,6 +147,10 @@ def _stopped_by_interrupt() -> Iterator[StoppingCriteriaList]:
 
 def _lines() -> Iterator[str]:
     """What the user types, until it ends; Ctrl-C drops the line that was begun."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to end
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:
         try:
@@ -157,8 +162,6 @@ def _lines() -> Iterator[str]:
             yield input(prompt)
         except EOFError:
             return
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text: {error.reason}") from error
         except KeyboardInterrupt:
             _say("\n/quit or Ctrl-D ends")
 

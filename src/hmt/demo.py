@@ -49,7 +49,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
         training_step=ENDLESS,
         save_ckpt=options.out / "checkpoint",
     )
-    model, tokenizer = load(scoring)
+    model, tokenizer = load(scoring, memory_seed=options.seed)
     num_embeddings = len(model.embedding_table)
     test = tokenize(load_documents(options.task_name, "test"), tokenizer, num_embeddings)
     before = evaluate.evaluate_rows(model, tokenizer, test, scoring)

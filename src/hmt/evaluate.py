@@ -43,7 +43,7 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
     documents = load_documents(
         options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
     )
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, memory_seed=options.seed)
     tokens = tokenize(documents, tokenizer, len(model.embedding_table))
     figures = evaluate_rows(model, tokenizer, tokens, options)
     return figures, f"{describe(figures)}\n{format_table(figures['rows'], COLUMNS)}"

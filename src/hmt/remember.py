@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     """Read the text and write the memory.
 
     The memory of a stream is written again and again, so that a reader that is killed loses little; one that is
-    interrupted or terminated keeps all it has read.
+    interrupted or terminated keeps all it has read. Of a file that was not read to its end nothing is kept.
 
     Returns:
         Figures of the reading, and a closing line.
@@ -63,6 +64,8 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
                     state.save(options.out)
                     saved = time.monotonic()
         except KeyboardInterrupt:
+            if options.text != "-" or state is None:
+                raise  # the memory of half a book would look like that of the whole
             logger.info("interrupted: keeping what was read")
     if state is None:
         raise ValueError(f"there is no text in {options.text}")
@@ -97,18 +100,21 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _stream() -> Iterator[str]:
-    """Standard input in parts that end with a line, as they come; an interruption ends it."""
+    """Standard input in parts, as they come, cut at a line's end where there is one; an interruption ends it."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # one bad byte is no reason to lose a stream
     lines: list[str] = []
-    size = 0
+    size, warned = 0, False
     line = "\n"
     while line:
         try:
-            line = sys.stdin.readline()
+            line = sys.stdin.readline(PART_CHARACTERS)
         except KeyboardInterrupt:
             logger.info("interrupted: reading what has come")
             line = ""
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text: {error.reason}") from error
+        if "\ufffd" in line and not warned:
+            logger.warning("standard input is not UTF-8 throughout: what cannot be read becomes \ufffd")
+            warned = True
         lines.append(line)
         size += len(line)
         if size >= PART_CHARACTERS or (not line and size):

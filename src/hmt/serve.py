@@ -33,10 +33,11 @@ def run(options: ServeOptions) -> tuple[dict[str, Any], str]:
     memory = None if options.memory is None else MemoryState.load(options.memory)
     model, tokenizer = load(options)
     engine = Engine(model, tokenizer, memory, options.sampling)
-    name = options.served_name or Path(options.load_from_ckpt or options.model_name).name
+    name = options.served_name or Path(options.load_from_ckpt or options.model_name).resolve().name
     with Server((options.host, options.port), engine, name, key) as server:
         host, port = server.server_address[:2]
-        logger.info("serving %s at http://%s:%d/v1, %s", name, host, port, "with a key" if key else "without a key")
+        shown = f"[{host!s}]" if ":" in str(host) else host
+        logger.info("serving %s at http://%s:%d/v1, %s", name, shown, port, "with a key" if key else "without a key")
 
         def stop(number: int, frame: FrameType | None) -> None:
             threading.Thread(target=server.shutdown).start()  # waits for the loop, which this interrupts

@@ -39,7 +39,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         FloatingPointError: If loss or gradient are not finite.
     """
     saved = _resumed(options)
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     training = Training(model, options, tokenizer, saved, keep)
     figures = training.run(texts.split("train"), texts.split("validation") if options.eval_step else None)
@@ -66,7 +66,7 @@ def test(options: TrainOptions) -> tuple[dict[str, Any], str]:
     Returns:
         The figures, and a closing line.
     """
-    model, tokenizer = load(options)
+    model, tokenizer = load(options, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     return _test(Training(model, options, tokenizer, keep=False), texts)
 

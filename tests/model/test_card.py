@@ -30,7 +30,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_memory_alone_names_the_backbone_it_belongs_to(backbone_dir: Path, uploaded: Path) -> None:
+def test_what_is_made_from_a_directory_is_complete_and_names_no_path(backbone_dir: Path, uploaded: Path) -> None:
     model = HMTForCausalLM.from_backbone(backbone_dir, segment_length=40, num_sensory=4)
     model.freeze_backbone()
     assert model.push_to_hub("tiny-hmt") == "https://hub/me/tiny-hmt/commit/1"
@@ -40,10 +40,14 @@ def test_a_memory_alone_names_the_backbone_it_belongs_to(backbone_dir: Path, upl
     assert "# tiny-hmt" in card.text
     assert 'from_pretrained("me/tiny-hmt")' in card.text
     assert "| `segment_length` | 40 |" in card.text
-    assert "The backbone was frozen" in card.text
+    assert "all weights of the backbone" in card.text
+    assert (uploaded / "tokenizer.json").exists()
     assert str(backbone_dir.parent) not in card.text  # no directory of this machine is published
-    assert (uploaded / "memory.safetensors").exists()
-    assert not (uploaded / "model.safetensors").exists()
+    assert str(backbone_dir.parent) not in (uploaded / "config.json").read_text()
+    loaded = HMTForCausalLM.from_pretrained(uploaded)  # without the directory, which others do not have
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits)
+    assert model.config.backbone_source == str(backbone_dir)
 
 
 def test_a_hub_backbone_is_linked_with_its_revision(uploaded: Path) -> None:
@@ -56,6 +60,8 @@ def test_a_hub_backbone_is_linked_with_its_revision(uploaded: Path) -> None:
     assert card.data.base_model == "someone/base"
     assert "[someone/base](https://huggingface.co/someone/base) at revision `v2`" in card.text
     assert "LoRA adapter" in card.text
+    assert "The backbone was frozen" in card.text
+    assert not (uploaded / "model.safetensors").exists()
     adapter = (uploaded / "adapter" / "adapter_config.json").read_text()
     assert '"base_model_name_or_path": "someone/base"' in adapter
     assert '"revision": "v2"' in adapter

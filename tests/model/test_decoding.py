@@ -29,10 +29,10 @@ SETTINGS: dict[str, Any] = {
     "top_h": 0.4,
     "top_k": 5,
     "top_p": 0.3,
-    "min_p": 0.2,
+    "min_p": 0.7,
     "typical_p": 0.3,
-    "epsilon_cutoff": 0.01,
-    "eta_cutoff": 0.01,
+    "epsilon_cutoff": 0.2,
+    "eta_cutoff": 0.9,
     "watermarking_config": WatermarkingConfig(bias=5.0),
     "renormalize_logits": True,
 }
@@ -48,25 +48,58 @@ def test_within_a_window_the_backbone_gives_its_own_text(name: str, sample: bool
     if name in WARPERS and not sample:
         pytest.skip("a setting of sampling")
     model = make_model(mode="backbone", num_sensory=0, segment_length=64)
-    eos = 2 if name in ("min_length", "min_new_tokens", "exponential_decay_length_penalty") else None
-    ids = random_ids(2, 20)
-    plain = {"max_new_tokens": 25, "do_sample": sample, "pad_token_id": 0, "eos_token_id": eos}
-    texts = []
-    for generator in (model, make_backbone()):
+    ids = random_ids(2, 1 if name == "forced_bos_token_id" else 20)
+    plain: dict[str, Any] = {"max_new_tokens": 25, "do_sample": sample, "pad_token_id": 0, "eos_token_id": None}
+    if sample:
+        plain |= {"temperature": 2.0, "top_k": 0} if name not in ("temperature", "top_k") else {"top_k": 0}
+    if name in ("min_length", "min_new_tokens", "exponential_decay_length_penalty"):
+        # An end of text that would come soon, and whose probability grows, respectively.
         torch.manual_seed(0)
-        texts.append(generator.generate(ids, **plain, **{name: SETTINGS[name]}))
+        plain["eos_token_id"] = int(model.generate(ids, **plain)[0, 22]) if name.startswith("min") else 2
+    if name == "bad_words_ids":
+        torch.manual_seed(0)
+        SETTINGS[name] = [[int(token)] for token in model.generate(ids, **plain)[0, 20:]]
+    texts = []
+    for generator, extra in ((model, True), (make_backbone(), True), (make_backbone(), False)):
+        torch.manual_seed(0)
+        texts.append(generator.generate(ids, **plain | ({name: SETTINGS[name]} if extra else {})))
+    assert torch.equal(texts[0], texts[1])
+    if name not in ("remove_invalid_values", "renormalize_logits") and (name in WARPERS or not sample):
+        assert not torch.equal(texts[1], texts[2])  # so that ignoring the setting would be seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "greedy"),
+    [
+        ({"top_p": 0.0}, True),
+        ({"top_p": 1.0}, False),
+        ({"temperature": 0.0}, None),
+        ({"repetition_penalty": 0.0}, None),
+    ],
+    ids=str,
+)
+def test_zero_means_what_it_means_in_transformers(settings: dict[str, float], greedy: bool | None) -> None:
+    model, ids = make_model(), random_ids(1, 20)
+    sampled = {"max_new_tokens": 20, "eos_token_id": None, "do_sample": True, "top_k": 0}
+    if greedy is None:
+        with pytest.raises(ValueError, match=r"temperature|penalty"):
+            model.generate(ids, **sampled, **settings)
+        return
+    torch.manual_seed(0)
+    text = model.generate(ids, **sampled, **settings)
+    assert torch.equal(text, model.generate(ids, max_new_tokens=20, eos_token_id=None)) is greedy
+
+
+def test_what_a_configuration_leaves_open_is_as_the_model_has_it() -> None:
+    model = make_model(mode="backbone", num_sensory=0, segment_length=64)
+    backbone, ids = make_backbone(), random_ids(1, 20)
+    for one in (model, backbone):
+        one.generation_config.repetition_penalty = 1.8
+        one.generation_config.suppress_tokens = list(range(3, 100))
+    texts = [one.generate(ids, generation_config=GenerationConfig(max_new_tokens=20)) for one in (model, backbone)]
     assert torch.equal(*texts)
-
-
-@pytest.mark.parametrize("name", ["repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "temperature"])
-def test_these_settings_change_the_text(name: str) -> None:
-    """So that the comparison above cannot pass by ignoring them on both sides."""
-    model, sample = make_model(), name in WARPERS
-    texts = []
-    for extra in ({}, {name: SETTINGS[name]}):
-        torch.manual_seed(0)
-        texts.append(model.generate(random_ids(2, 20), max_new_tokens=30, do_sample=sample, eos_token_id=None, **extra))
-    assert not torch.equal(*texts)
+    assert not torch.equal(texts[0], make_model(mode="backbone", num_sensory=0, segment_length=64).generate(
+        ids, max_new_tokens=20))  # fmt: skip
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -145,6 +145,26 @@ def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(stream: bool, model: H
     assert reason == "stop"
 
 
+def test_settings_that_look_back_see_the_whole_prompt(model: HMTForCausalLM, serve: Any) -> None:
+    client = serve(model)
+    prompt = "abcdefghijklmnopqrstuvwxyz" * 2
+    done = client.completions.create(model="tiny", prompt=prompt, max_tokens=15, extra_body={"repetition_penalty": 2})
+    assert done.choices[0].text == expected_text(model, prompt, max_new_tokens=15, repetition_penalty=2.0)
+    assert done.choices[0].text != expected_text(model, prompt, max_new_tokens=15)
+
+
+def test_one_long_prompt_does_not_push_out_the_other_conversations(
+    model: HMTForCausalLM, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmt.serving.engine.READ_AT_ONCE", 20)
+    client = serve(model)
+    first = client.chat.completions.create(model="tiny", messages=HELLO)
+    client.completions.create(model="tiny", prompt="x" * 1500, max_tokens=1)
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    again = client.chat.completions.create(model="tiny", messages=[*HELLO, said, HELLO[0]])
+    assert again.usage.prompt_tokens_details.cached_tokens > 0
+
+
 def test_wrong_keys_models_and_requests_are_the_errors_clients_know(model: HMTForCausalLM, serve: Any) -> None:
     with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
         serve(model, sent="guessed").models.list()
@@ -155,6 +175,8 @@ def test_wrong_keys_models_and_requests_are_the_errors_clients_know(model: HMTFo
         client.chat.completions.create(model="tiny", messages=HELLO, n=2)
     with pytest.raises(openai.BadRequestError, match="the vocabulary does not fit"):
         client.completions.create(model="tiny", prompt=[5, 400])
+    with pytest.raises(openai.BadRequestError, match="seed"):
+        client.completions.create(model="tiny", prompt="a", max_tokens=1, seed=1 << 64)
     with pytest.raises(openai.NotFoundError, match="there is nothing at /v1/embeddings"):
         client.embeddings.create(model="tiny", input="a")
     assert client.completions.create(model="tiny", prompt="a", max_tokens=1).choices  # and it still answers
@@ -177,6 +199,17 @@ def test_what_is_no_request_gets_its_status(model: HMTForCausalLM, serve: Any) -
     assert raw(client, "POST", path, b"{}", **bearer | {"Content_Type": "text/plain"})[0] == 415
     assert raw(client, "POST", path, b"{}", **bearer | {"Content_Length": "99999999999"})[0] == 413
     assert raw(client, "POST", path, b"{}", Content_Type="application/json")[0] == 401
+    assert raw(client, "POST", path, b"{}", Content_Type="application/json", Content_Length="9" * 5000)[0] == 401
+    assert raw(client, "POST", path, b"[" * 100_000, **bearer)[0] == 400
+    for wrong in (
+        b'"logit_bias": {"5": NaN}',
+        b'"logit_bias": {"5": 1' + b"0" * 400 + b"}",
+        b'"temperature": Infinity',
+    ):
+        body = b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], ' + wrong + b"}"
+        assert raw(client, "POST", path, body, **bearer)[0] == 400
+    surrogate = b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    assert raw(client, "POST", path, surrogate, **bearer)[0] == 400
 
 
 def test_without_a_key_only_loopback_names_are_answered(model: HMTForCausalLM, serve: Any) -> None:
@@ -193,8 +226,9 @@ def test_a_client_that_leaves_stops_the_writing(model: HMTForCausalLM, serve: An
     stream = client.completions.create(**endless, stream=True, extra_body={"logit_bias": {"223": 9}})  # a space
     next(iter(stream))
     stream.close()
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=1.5).completions.create(**endless)
+    for bias in ({}, {"223": 9}):  # nothing to see for long, and text all the time
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=1.5).completions.create(**endless, extra_body={"logit_bias": bias})
     started = time.perf_counter()
     client.completions.create(model="tiny", prompt="abc", max_tokens=2)  # waits for its turn
     assert time.perf_counter() - started < 10

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hmt.text.batches import TokenDocument, aligned_length, pad, plan_spans, tokenize, training_batches
+from hmt.text.batches import (
+    TokenDocument,
+    aligned_length,
+    cut,
+    pad,
+    plan_spans,
+    scored_targets,
+    shuffled,
+    tokenize,
+)
 from hmt.text.documents import Document
 
 
@@ -30,26 +41,34 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tokenizer: PreTrainedTokenize
 
 
 def test_training_samples_do_not_cross_documents_and_all_come_once_an_epoch() -> None:
-    batches = training_batches(documents(100, 35, 9), sample_tokens=20, batch_size=2, seed=0)
-    rows = [row[mask] for _, batch in zip(range(6), batches, strict=False)
-            for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]  # fmt: skip
+    samples = cut(documents(100, 35, 9), sample_tokens=20)
+    rows = list(islice(shuffled(samples, seed=0), 14))
     assert all(len({int(token) // 1000 for token in row}) == 1 for row in rows)
-    epoch = sorted(int(row[0]) for row in rows[:7])
-    assert epoch == [1000, 1020, 1040, 1060, 1080, 2000, 2020]
+    for epoch in (rows[:7], rows[7:]):
+        assert sorted(int(row[0]) for row in epoch) == [1000, 1020, 1040, 1060, 1080, 2000, 2020]
 
 
-def test_the_order_of_samples_is_that_of_the_seed() -> None:
-    def first(seed: int) -> list[int]:
-        batches = training_batches(documents(400), 20, 1, seed)
-        return [int(next(batches).input_ids[0, 0]) for _ in range(10)]
+def test_the_order_of_samples_is_that_of_the_seed_and_can_be_taken_up_anywhere() -> None:
+    samples = cut(documents(400), 20)
 
-    assert first(3) == first(3)
-    assert first(3) != first(4)
+    def order(seed: int, skip: int = 0) -> list[int]:
+        return [int(row[0]) for row in islice(shuffled(samples, seed, skip), 70 - skip)]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+    for skip in (1, 20, 45):
+        assert order(3, skip) == order(3)[skip:]
+
+
+def test_scored_targets_are_those_of_the_loss() -> None:
+    rows = [torch.arange(10), torch.arange(4)]
+    assert scored_targets(rows, None) == 9 + 3
+    assert scored_targets(rows, 5) == 5 + 3
 
 
 def test_documents_that_are_too_short_to_train_on_are_refused() -> None:
     with pytest.raises(ValueError, match="a sample has 50 tokens, the longest document 20"):
-        next(training_batches(documents(20, 10), 50, 1, 0))
+        cut(documents(20, 10), 50)
 
 
 def test_padding_is_never_scored() -> None:

@@ -42,8 +42,10 @@ def test_a_tokenizer_without_a_template_is_refused(tokenizer: PreTrainedTokenize
 def test_a_template_that_rewrites_answers_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    template = ChatTemplate(tokenizer)
+    assert template.opening([{"role": "user", "content": "a"}]) == tokenizer("A")["input_ids"]
     with pytest.raises(ValueError, match="changes earlier answers"):
-        ChatTemplate(tokenizer)
+        template.turn("b")
 
 
 def test_messages_that_a_template_refuses_are_one_line() -> None:

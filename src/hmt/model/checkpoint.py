@@ -10,6 +10,8 @@ A checkpoint directory holds
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -30,7 +32,15 @@ from hmt.model.base import MemoryModel
 from hmt.model.card import model_card
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
-from hmt.pretrained import BUILT_INS, bos_marks_turns, first_line, load_backbone, locate
+from hmt.pretrained import (
+    BUILT_INS,
+    bos_marks_turns,
+    first_line,
+    load_backbone,
+    load_tokenizer,
+    locate,
+    looks_like_a_path,
+)
 
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -42,7 +52,7 @@ LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
 
 Self = TypeVar("Self", bound="CheckpointedModel")
 
-PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr")
+PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "repo_id")
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -166,14 +176,14 @@ class CheckpointedModel(MemoryModel):
                 were when they were loaded, and `config.backbone_source` says from where.
             kwargs: As in `PreTrainedModel.save_pretrained`.
         """
+        if not kwargs.get("is_main_process", True):
+            return
         if kwargs.pop("push_to_hub", False):
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, **{name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs})
         kwargs = {name: value for name, value in kwargs.items() if name not in PUSH_OPTIONS}
         if save_backbone is None:
             save_backbone = self._backbone_is_its_own
-        if not kwargs.get("is_main_process", True):
-            return
         weights = self.state_dict() if state_dict is None else state_dict
         path = Path(save_directory)
         if save_backbone:
@@ -222,10 +232,16 @@ class CheckpointedModel(MemoryModel):
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        complete = self._backbone_is_its_own
+        source = self.config.backbone_source
+        from_here = bool(source) and (Path(source).exists() or looks_like_a_path(source))
+        complete = self._backbone_is_its_own or from_here  # a directory of this machine is of no use to others
         with tempfile.TemporaryDirectory() as folder:
             card = model_card(self.config, repo_id, complete, self.has_adapter)
             self.save_pretrained(folder, save_backbone=complete)
+            self.config.backbone_source = source
+            _leave_out_paths(Path(folder) / "config.json")
+            if from_here:
+                _add_tokenizer(source, folder)
             if not api.file_exists(repo_id, "README.md", revision=revision):
                 card.save(Path(folder) / "README.md")
             commit: Any = api.upload_folder(
@@ -323,6 +339,20 @@ class CheckpointedModel(MemoryModel):
         for adapter in adapters.values():
             adapter.base_model_name_or_path = name
             adapter.revision = self.config.backbone_revision
+
+
+def _leave_out_paths(file: Path) -> None:
+    """Rewrite a configuration without the directories that its parts were loaded from."""
+    values = json.loads(file.read_text())
+    for part in (values, values.get("backbone_config") or {}):
+        part.pop("_name_or_path", None)
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _add_tokenizer(source: str, folder: str) -> None:
+    """Copy the backbone's tokenizer, where it has one."""
+    with contextlib.suppress(OSError):
+        load_tokenizer(source).save_pretrained(folder)
 
 
 def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTConfig:

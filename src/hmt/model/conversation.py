@@ -88,23 +88,23 @@ class Conversation:
         assert out.sequences is not None
         assert out.memory is not None
         new = out.sequences[0, len(ids) :]
-        self.memory, self._started = out.memory, True
         # The memory has not read the last token yet; a token that ends an answer comes again with the ending.
         last = int(new[-1])
-        self._unread = [*([] if last in end_tokens(self.model.generation_config) else [last]), *self._template.ending()]
-        return Answer(
+        unread = [*([] if last in end_tokens(self.model.generation_config) else [last]), *self._template.ending()]
+        answer = Answer(
             text=str(self.tokenizer.decode(new, skip_special_tokens=True)),
             new_tokens=len(new),
             read_tokens=len(ids),
             seconds=time.perf_counter() - started,
             recall=out.recall,
         )
+        self.memory, self._started, self._unread = out.memory, True, unread  # together, whatever interrupts
+        return answer
 
     def settle(self) -> MemoryState:
         """The memory of all that was said, the end of the last answer included."""
         if self._unread:
-            self.memory = self.model.remember(self._tensor(self._unread), self.memory)
-            self._unread = []
+            self.memory, self._unread = self.model.remember(self._tensor(self._unread), self.memory), []
         return self.memory
 
     def _opening(self, message: str) -> list[int]:

@@ -6,6 +6,7 @@ Shape legend: B rows, T tokens of the text so far, V vocabulary.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,11 +114,14 @@ LAST: dict[str, Build] = {
 }
 """Settings that come after all others."""
 
-NEUTRAL = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "typical_p": 1.0,
-    "guidance_scale": 1.0, "num_beams": 1, "num_beam_groups": 1,
-}  # fmt: skip
-"""Values that change nothing, besides None, False and 0."""
+NEUTRAL: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "temperature"), lambda value: value == 1),
+    **dict.fromkeys(("guidance_scale", "num_beams", "num_beam_groups"), lambda value: value == 1),
+    **dict.fromkeys(("top_p", "typical_p"), lambda value: value >= 1),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), lambda value: not 0 < value < 1),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "min_p", "top_h"), lambda value: False),
+}
+"""Which values of a setting change nothing, as transformers has it; where it is not listed, False, 0 and empty ones."""
 
 NEEDS_EOS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
 
@@ -152,9 +156,9 @@ def settle(given: GenerationConfig | None, own: GenerationConfig, overrides: dic
         ValueError: On settings that do not exist, or that a memory cannot serve; names them.
     """
     config = copy.deepcopy(given or own)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # what the model ends with, unless said otherwise
-        if getattr(config, name) is None:
-            setattr(config, name, getattr(own, name))
+    for name, value in vars(own).items():  # what a caller leaves open is as the model has it
+        if not name.startswith("_") and getattr(config, name, None) is None:
+            setattr(config, name, copy.deepcopy(value))
     if unknown := config.update(**overrides):
         raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
     if unserved := [name for name in UNSERVED if _changes(config, name)]:
@@ -215,6 +219,4 @@ def _build(table: dict[str, Build], context: Context) -> list[Any]:
 def _changes(config: GenerationConfig, name: str) -> bool:
     """Whether a setting asks for something."""
     value = getattr(config, name, None)
-    if name in ("forced_bos_token_id", "forced_eos_token_id"):
-        return value is not None
-    return bool(value) and value != NEUTRAL.get(name)
+    return value is not None and not NEUTRAL.get(name, operator.not_)(value)

@@ -58,6 +58,7 @@ class SegmentGenerator(SegmentReader):
         stopping_criteria: StoppingCriteriaList | None = None,
         streamer: BaseStreamer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        earlier_ids: Tensor | None = None,
         output_recall: bool = False,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
@@ -73,29 +74,33 @@ class SegmentGenerator(SegmentReader):
             stopping_criteria: Further reasons to stop.
             streamer: Receives the prompt, then each new token.
             tokenizer: Needed with `stop_strings`.
+            earlier_ids: Tokens (B, earlier) that the memory has read already and that settings which look back
+                (`repetition_penalty`, `no_repeat_ngram_size`) are to see as a part of the prompt.
             output_recall: Return what was recalled (with `return_dict_in_generate`).
-            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`. Settings that
-                look back (`repetition_penalty`, `no_repeat_ngram_size`) look at this call's tokens.
+            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`.
 
         Returns:
             Prompt and new tokens, (B, T + new), or a `GenerateOutput`; with `num_return_sequences` n, B * n rows, those
             of a prompt side by side.
 
         Raises:
-            ValueError: On settings that a memory cannot serve (beams, assisted decoding), and inputs that do not fit.
+            ValueError: On settings that a memory cannot serve (beams, assisted decoding), inputs that do not fit, and a
+                row without a token.
         """
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids must be (batch, tokens), got {tuple(input_ids.shape)}")
         config = settle(generation_config, self.generation_config, kwargs)
         limit_length(config, input_ids.shape[1])
+        if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
+            raise ValueError("every row needs a token to go on from")
         state = self.start_state(memory, input_ids.shape[0])
         if (copies := config.num_return_sequences or 1) > 1:
             input_ids = input_ids.repeat_interleave(copies, dim=0)
             state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
             if attention_mask is not None:
                 attention_mask = attention_mask.repeat_interleave(copies, dim=0)
-        history, padding = _pad_left(input_ids, attention_mask)
-        context = Context(input_ids.shape[1], padding, config, len(self.embedding_table), str(input_ids.device))
+        history, padding = _history(input_ids, attention_mask, earlier_ids)
+        context = Context(history.shape[1], padding, config, len(self.embedding_table), str(input_ids.device))
         decoding = plan(context, logits_processor, stopping_criteria, tokenizer)
         if streamer is not None:
             streamer.put(input_ids.cpu())
@@ -103,7 +108,7 @@ class SegmentGenerator(SegmentReader):
         hidden = self._read_prompt(input_ids, attention_mask, writer)
         result = self._write(writer, hidden, history, decoding, streamer)
         assert result.sequences is not None
-        result.sequences = torch.cat([input_ids, result.sequences[:, input_ids.shape[1] :]], dim=1)
+        result.sequences = torch.cat([input_ids, result.sequences[:, history.shape[1] :]], dim=1)
         if writer.recollections is not None:
             result.recall = RecallTrace.of(writer.recollections)
         return result if config.return_dict_in_generate else result.sequences
@@ -167,13 +172,19 @@ def _choose(scores: Tensor, sample: bool | None) -> Tensor:
     return scores.argmax(dim=-1)
 
 
-def _pad_left(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The prompts (B, T) with their padding moved to the left, so that what was written follows what was read.
+def _history(
+    input_ids: Tensor, attention_mask: Tensor | None, earlier_ids: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What stands before the new tokens, padding moved to the left, so that what is written follows what was read.
 
     Returns:
-        The moved prompts, and the padding of each row (B,), or None where there is none.
+        Tokens (B, earlier + T), and the padding of each row (B,), or None where there is none.
     """
-    if attention_mask is None or attention_mask.all():
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if earlier_ids is not None:
+        earlier_ids = earlier_ids.repeat_interleave(len(input_ids) // len(earlier_ids), dim=0)
+        input_ids = torch.cat([earlier_ids, input_ids], dim=1)
+        real = torch.cat([torch.ones_like(earlier_ids, dtype=torch.bool), real], dim=1)
+    if real.all():
         return input_ids, None
-    real = attention_mask.bool()
     return take(input_ids, packing_order(~real)), (~real).sum(dim=1)

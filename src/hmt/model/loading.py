@@ -13,15 +13,20 @@ from hmt.options import ModelOptions
 from hmt.pretrained import first_line, load_tokenizer
 
 
-def load(options: ModelOptions) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
+def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
     """Load a checkpoint, or wrap a backbone, and put it on its device in evaluation mode.
+
+    Args:
+        options: Which model.
+        memory_seed: Of the parameters of a memory that has yet to learn. It is the same for every verb that reads a
+            memory file, so that the seed of sampling does not make another model of it.
 
     Raises:
         OSError: If there is no such model or tokenizer.
         ValueError: If the settings do not fit it.
     """
     device = choose_device(options.device)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(memory_seed)
     dtype = {} if options.dtype == "auto" else {"dtype": getattr(torch, options.dtype)}
     try:
         model = _build(options, dtype).to(device)  # type: ignore[arg-type]

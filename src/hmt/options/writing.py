@@ -35,7 +35,12 @@ class SamplingOptions:
     @property
     def sampling(self) -> dict[str, Any]:
         """The same settings as arguments of `generate`."""
-        return {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
+        settings = {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
+        if not self.do_sample:
+            settings = {
+                name: value for name, value in settings.items() if name not in ("temperature", "top_k", "top_p")
+            }
+        return settings
 
     def check(self) -> None:
         """Check ranges, then those of the other options.

@@ -6,10 +6,12 @@ a megabyte for a small model, so the newest ones are kept, and a request reads o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,12 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from hmt.memory.state import MemoryState
-from hmt.model.decoding import StopWhenTold, end_tokens
+from hmt.model.decoding import DEFAULT_NEW_TOKENS, StopWhenTold, end_tokens
 from hmt.model.generation import GenerateOutput
 from hmt.model.hmt import HMTForCausalLM
 from hmt.pretrained import first_line
 from hmt.serving.protocol import CompletionRequest, RequestError, Usage
-from hmt.text.batches import check_vocabulary
+from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -97,14 +99,17 @@ class Engine:
         self._under_way.add(stop)
 
         def work() -> None:
+            last: Finish | RequestError = RequestError("the answer was not finished", status=500)
             try:
                 with self._one_at_a_time:
-                    parts.put(self._write(request, ids, Parts(self.tokenizer, request.stop, parts), stop))
-            except RequestError as error:
-                parts.put(error)
+                    last = self._write(request, ids, Parts(self.tokenizer, request.stop, parts, stop), stop)
+            except ValueError as error:
+                last = error if isinstance(error, RequestError) else RequestError(str(error))
             except RuntimeError as error:
                 logger.exception("a request failed")
-                parts.put(RequestError(f"the model failed: {first_line(error)}", status=500))
+                last = RequestError(f"the model failed: {first_line(error)}", status=500)
+            finally:
+                parts.put(last)  # whatever happened, whoever waits must hear of it
 
         threading.Thread(target=work, daemon=True).start()
         try:
@@ -128,6 +133,7 @@ class Engine:
             if request.messages is not None:
                 ids = ChatTemplate(self.tokenizer).opening(request.messages)
             elif isinstance(request.prompt, str):
+                check_text("the prompt", request.prompt)
                 ids = self.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
             else:
                 ids = request.prompt or []
@@ -145,34 +151,30 @@ class Engine:
         while read < len(ids) - 1 and not stop.told:
             upto = min(read + READ_AT_ONCE, len(ids) - 1)
             memory = self.model.remember(ids[None, read:upto].to(device), memory)
-            self._read.keep(ids[:upto], memory)
             read = upto
+        if read > cached:
+            self._read.keep(ids[:read], memory)
         if stop.told:
             return Finish("stop", Usage(len(ids), cached, 0))
-        if request.seed is not None:
-            torch.manual_seed(request.seed)
-        settings = self.sampling | request.settings
-        if request.stop:
-            settings["stop_strings"] = list(request.stop)
-        try:
+        settings = {"max_new_tokens": DEFAULT_NEW_TOKENS} | self.sampling | request.settings
+        with _drawn_from(request.seed, device):
             out = self.model.generate(
                 ids[None, -1:].to(device),
                 memory=memory,
+                earlier_ids=ids[None, :-1].to(device),
                 streamer=parts,
-                tokenizer=self.tokenizer,
                 stopping_criteria=StoppingCriteriaList([stop]),
                 return_dict_in_generate=True,
                 **settings,
             )
-        except ValueError as error:
-            raise RequestError(str(error)) from error
         assert isinstance(out, GenerateOutput)
         assert out.sequences is not None
         assert out.memory is not None
         new = out.sequences[0, 1:].cpu()
         self._read.keep(torch.cat([ids, new[:-1]]), out.memory)
         ended = parts.stopped or int(new[-1]) in end_tokens(self.model.generation_config)
-        return Finish("stop" if ended else "length", Usage(len(ids), cached, len(new)))
+        by_limit = not ended and len(new) == settings["max_new_tokens"]
+        return Finish("length" if by_limit else "stop", Usage(len(ids), cached, len(new)))
 
 
 class ReadTexts:
@@ -188,7 +190,7 @@ class ReadTexts:
 
     def keep(self, ids: Tensor, memory: MemoryState) -> None:
         """Keep the memory of a text of these tokens (tokens,)."""
-        key = ids.numpy().tobytes()
+        key = hashlib.sha256(ids.numpy().tobytes()).digest()
         self._kept[key] = ids, memory
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT_MEMORIES:
@@ -212,26 +214,46 @@ class Parts(TextStreamer):
         tokenizer: Makes text of the tokens.
         stop: Texts that end the answer.
         parts: Where the text goes.
+        told: Set as soon as a stop text was written.
 
     Attributes:
         stopped: A stop text came.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], parts: SimpleQueue[Any]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...],
+        parts: SimpleQueue[Any],
+        told: StopWhenTold,
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.stopped = False
         self._stop = stop
         self._parts = parts
+        self._told = told
         self._held = ""
+        self._cut = False
+        self._last: deque[int] = deque(maxlen=max((len(one.encode()) for one in stop), default=0) + 4)
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, which is no part of the answer, or a token."""
+        if not self.next_tokens_are_prompt and self._stop:
+            # A token may stand for a single byte, so a stop text lies within as many tokens as it has bytes.
+            self._last.extend(value.flatten().tolist())
+            tail = str(self.tokenizer.decode(list(self._last)))
+            if any(one in tail for one in self._stop):
+                self.stopped = self._told.told = True
+        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Pass on what is certainly part of the answer."""
-        if self.stopped:
+        if self._cut:
             return
         self._held += text
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            self._cut = self.stopped = self._told.told = True
             ready, self._held = self._held[: min(found)], ""
         else:
             waiting = 0 if stream_end else self._beginning_of_a_stop()
@@ -247,3 +269,14 @@ class Parts(TextStreamer):
             if any(stop.startswith(self._held[-count:]) for stop in self._stop):
                 return count
         return 0
+
+
+@contextmanager
+def _drawn_from(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a seed meanwhile, and afterwards go on as if nothing had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
-import select
+import selectors
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from hmt.pretrained import first_line
 from hmt.serving.engine import Engine, Finish
 from hmt.serving.protocol import CompletionRequest, Reply, RequestError, parse
 
@@ -59,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Health and the list of models."""
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # what comes after the headers is not read, and is no request
         try:
             if self.path == "/health":
                 return self._send(200, {"status": "ok"})
@@ -70,13 +74,13 @@ class Handler(BaseHTTPRequestHandler):
                 return self._send(200, model)
             raise RequestError(f"there is nothing at {self.path}", status=404)
         except RequestError as error:
-            self._send(error.status, error.body())
+            self._refuse(error)
 
     def do_POST(self) -> None:
         """Completions."""
         try:
-            body = self._body()
             self._admit()
+            body = self._body()
             if self.path not in ("/v1/chat/completions", "/v1/completions"):
                 raise RequestError(f"there is nothing at {self.path}", status=404)
             chat = self.path == "/v1/chat/completions"
@@ -90,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
             self._answer(request, Reply(self.server.name, chat))
         except RequestError as error:
-            self._send(error.status, error.body())
+            self._refuse(error)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # the client went away
 
@@ -112,19 +116,17 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> Any:
         """The JSON that came, read whole so that the connection can be used again."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            self.close_connection = True
+        if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             raise RequestError("the request needs a Content-Length", status=411)
-        if int(length) > MAX_BODY_BYTES:
-            self.close_connection = True
+        if len(length) > 12 or int(length) > MAX_BODY_BYTES:
             raise RequestError(f"the request exceeds {MAX_BODY_BYTES} bytes", status=413)
         raw = self.rfile.read(int(length))
         if self.headers.get_content_type() != "application/json":
             raise RequestError("the body must be application/json", status=415)
         try:
             return json.loads(raw)
-        except ValueError as error:
-            raise RequestError(f"the body is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the body is not JSON: {first_line(error)}") from error
 
     def _answer(self, request: CompletionRequest, reply: Reply) -> None:
         answer = self.server.engine.answer(request)
@@ -136,6 +138,7 @@ class Handler(BaseHTTPRequestHandler):
                 texts = []
                 while not isinstance(part, Finish):
                     texts.append(part)
+                    self._check_client()
                     part = self._next(answer)
                 self._send(200, reply.whole("".join(texts), part.reason, part.usage))
             self.server.answered += 1
@@ -149,10 +152,15 @@ class Handler(BaseHTTPRequestHandler):
             BrokenPipeError: If the client has gone meanwhile.
         """
         while (part := next(answer)) == "":
-            readable, _, _ = select.select([self.connection], [], [], 0)
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
-                raise BrokenPipeError("the client has gone")
+            self._check_client()
         return part
+
+    def _check_client(self) -> None:
+        """Raise BrokenPipeError if the client has closed its end."""
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self.connection, selectors.EVENT_READ)
+            if waiting.select(timeout=0) and not self.connection.recv(1, socket.MSG_PEEK):
+                raise BrokenPipeError("the client has gone")
 
     def _stream(
         self, part: str | Finish, answer: Iterator[str | Finish], request: CompletionRequest, reply: Reply
@@ -180,6 +188,12 @@ class Handler(BaseHTTPRequestHandler):
     def _event(self, body: dict[str, Any]) -> None:
         self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())
         self.wfile.flush()
+
+    def _refuse(self, error: RequestError) -> None:
+        """Send an error and close: a body that was not read must not be taken for a request."""
+        self.close_connection = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._send(error.status, error.body())
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()

@@ -6,6 +6,7 @@ the answer and is not served is refused; one that would not is ignored.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ def parse(body: Any, chat: bool) -> CompletionRequest:
         prompt=None if chat else _prompt(body.get("prompt")),
         settings=_settings(body),
         stop=_stop(body.get("stop")),
-        seed=_typed(body, "seed", int, None),
+        seed=None if body.get("seed") is None else _number("seed", body["seed"], -(1 << 63), (1 << 63) - 1, whole=True),
         stream=_typed(body, "stream", bool, False),
         include_usage=bool(stream_options.get("include_usage")),
     )
@@ -98,24 +99,26 @@ def parse(body: Any, chat: bool) -> CompletionRequest:
 def _settings(body: dict[str, Any]) -> dict[str, Any]:
     """Settings of `generate`: OpenAI's, and top_k and repetition_penalty, which other servers take too."""
     settings: dict[str, Any] = {}
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if limit is not None:
-        settings["max_new_tokens"] = _number("max_tokens", limit, 1, None, whole=True)
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (limit := body.get(name)) is not None:
+            settings["max_new_tokens"] = _number(name, limit, 1, None, whole=True)
     if (temperature := body.get("temperature")) is not None:
         settings["do_sample"] = _number("temperature", temperature, 0, 2) > 0
         if settings["do_sample"]:
             settings["temperature"] = float(temperature)
     if (top_p := body.get("top_p")) is not None:
-        settings["top_p"] = _number("top_p", top_p, 0, 1)
+        settings["top_p"] = float(_number("top_p", top_p, 0, 1))
     if (top_k := body.get("top_k")) is not None:
         settings["top_k"] = _number("top_k", top_k, 0, None, whole=True)
     if (penalty := body.get("repetition_penalty")) is not None:
-        settings["repetition_penalty"] = _number("repetition_penalty", penalty, 0.01, None)
+        settings["repetition_penalty"] = float(_number("repetition_penalty", penalty, 0.01, None))
     if bias := _typed(body, "logit_bias", dict, {}):
         try:
             settings["sequence_bias"] = {(int(token),): float(value) for token, value in bias.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RequestError("logit_bias must map token ids to numbers", param="logit_bias") from error
+        if not all(map(math.isfinite, settings["sequence_bias"].values())):
+            raise RequestError("logit_bias must map token ids to finite numbers", param="logit_bias")
     return settings
 
 
@@ -170,7 +173,7 @@ def _typed(body: dict[str, Any], name: str, kind: type, *default: Any) -> Any:
 
 def _number(name: str, value: Any, low: float, high: float | None, whole: bool = False) -> Any:
     kinds = (int,) if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and (whole or math.isfinite(value))
     if not fits or not low <= value or (high is not None and value > high):
         up_to = "" if high is None else f" and at most {high}"
         raise RequestError(f"{name} must be a {'whole ' if whole else ''}number of at least {low}{up_to}", param=name)

@@ -31,14 +31,28 @@ def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_
     """Token ids of documents, with nothing added.
 
     Raises:
-        ValueError: If the tokenizer gives ids that the model has no embedding for.
+        ValueError: If a text cannot be written as UTF-8, or the tokenizer gives ids the model has no embedding for.
     """
+    for document in documents:
+        check_text(document.name, document.text)
     tokens = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     check_vocabulary((token for ids in tokens for token in ids), num_embeddings)
     return [
         TokenDocument(document.name, torch.tensor(ids, dtype=torch.long))
         for document, ids in zip(documents, tokens, strict=True)
     ]
+
+
+def check_text(name: str, text: str) -> None:
+    """Make sure that a text can be tokenised: what was decoded from other bytes than UTF-8 may hold lone surrogates.
+
+    Raises:
+        ValueError: If it does; names the text and the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text at character {error.start}") from error
 
 
 def check_vocabulary(ids: Iterable[int], num_embeddings: int) -> None:

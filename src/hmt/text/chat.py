@@ -7,7 +7,10 @@ what follows them: the end of the last answer, and the next message.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from hmt.text.batches import check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,15 +29,13 @@ class ChatTemplate:
         tokenizer: With a chat template.
 
     Raises:
-        ValueError: If it has none, or one that conversations cannot be continued with.
+        ValueError: If it has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("the tokenizer has no chat template; take a model that was made for chat")
         self.tokenizer = tokenizer
-        last, earlier = self._after_mark([]), self._after_mark([_user("next")])
-        self._ending = last if earlier.startswith(last) else ""
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """A conversation from its beginning, up to where the answer is to be written.
@@ -45,12 +46,21 @@ class ChatTemplate:
         return self._encode(self._render(messages, add_generation_prompt=True))
 
     def turn(self, message: str) -> list[int]:
-        """The next message of the user, up to where its answer is to be written; the last answer has ended."""
+        """The next message of the user, up to where its answer is to be written; the last answer has ended.
+
+        Raises:
+            ValueError: If the template is not one that a conversation can be continued with.
+        """
         return self._encode(self._after_mark([_user(message)]).removeprefix(self._ending))
 
     def ending(self) -> list[int]:
         """What stands between an answer and the next message; it begins with the token that ends an answer."""
         return self._encode(self._ending)
+
+    @cached_property
+    def _ending(self) -> str:
+        last, earlier = self._after_mark([]), self._after_mark([_user("next")])
+        return last if earlier.startswith(last) else ""
 
     def _after_mark(self, more: list[Message]) -> str:
         """What the template makes of messages after an answer, the end of that answer included."""
@@ -73,6 +83,7 @@ class ChatTemplate:
         return text
 
     def _encode(self, text: str) -> list[int]:
+        check_text("a message", text)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
