@@ -83,7 +83,7 @@ class GatedInjection(nn.Module):
         super().__init__()
         self.base = nn.Parameter(torch.zeros(prompt_tokens, width))
         self.trailing = nn.Parameter(torch.zeros(prompt_tokens, width))
-        self.gain = nn.Parameter(torch.tensor(gain))
+        self.gain = nn.Parameter(torch.full((1,), gain))  # no scalar: engines that cut parameters up refuse those
         self.projection = nn.Linear(width, width, bias=False)
         self.register_buffer("rms_scale", torch.ones(()))
 

@@ -31,6 +31,7 @@ from hmt.training.curriculum import (
     learning_rate_schedule,
     parameter_groups,
 )
+from hmt.training.launch import load_engine, make_accelerator, save_engine, uses_deepspeed
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
@@ -65,6 +66,10 @@ class Training:
         self.options = options
         self.accelerator = accelerator or make_accelerator(options, model.device)
         self.stages = curriculum(options)
+        if uses_deepspeed(self.accelerator) and len(self.stages) > 1:
+            raise ValueError(
+                "DeepSpeed trains one stage a command: give --hmt_stage_1, then --hmt_stage_2 with --load_from_ckpt"
+            )
         self.interrupted = False
         choose_trained_parts(model, options)
         model.checkpoint_segments = options.gradient_checkpointing
@@ -137,8 +142,10 @@ class Training:
         optimizer = torch.optim.AdamW(parameter_groups(reader, self.options), weight_decay=self.options.weight_decay)
         scheduler = learning_rate_schedule(optimizer, self.options, stage.steps)
         prepared, optimizer = self.accelerator.prepare(reader, optimizer)
+        resumes = self._progress.step and load_engine(self.accelerator, prepared, self.options.save_ckpt)
         if self._progress.step and self._saved.optimizer is not None:
-            optimizer.load_state_dict(self._saved.optimizer["optimizer"])
+            if not resumes:
+                optimizer.load_state_dict(self._saved.optimizer["optimizer"])
             scheduler.load_state_dict(self._saved.optimizer["scheduler"])
         return Stepper(self.accelerator, prepared, optimizer, scheduler, self.options)
 
@@ -201,11 +208,17 @@ class Training:
 
     def _save(self, stepper: Stepper) -> None:
         """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
-        if not self._keep or not self.accelerator.is_main_process:
+        if not self._keep:
             return
-        state = {"optimizer": stepper.optimizer.state_dict(), "scheduler": stepper.scheduler.state_dict()}
+        engine = save_engine(self.accelerator, stepper.model, self.options.save_ckpt)
+        if not self.accelerator.is_main_process:
+            return
+        state = {"scheduler": stepper.scheduler.state_dict()}
+        if engine is None:
+            state["optimizer"] = stepper.optimizer.state_dict()
+        saved = Saved(self._progress, state, self._saved.best)
         try:
-            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress, state, self._saved.best))
+            runs.save(self.model, self._tokenizer, self.options, saved, engine)
         except OSError as error:
             logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
 
@@ -279,15 +292,6 @@ class Training:
             "processes": self.accelerator.num_processes,
             "history": self._record.history,
         }
-
-
-def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator:
-    """The accelerator of a run, on the model's device where there is one process."""
-    precision = options.mixed_precision
-    if precision == "fp16" and device.type == "cpu":
-        logger.warning("float16 cannot be computed with on a CPU: using bfloat16 instead")
-        precision = "bf16"
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
 def _mean(values: list[float]) -> float:

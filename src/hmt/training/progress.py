@@ -80,8 +80,21 @@ class Saved:
     best: dict[str, Tensor] | None = None
 
 
-def save(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase | None, options: TrainOptions, saved: Saved) -> None:
+def save(
+    model: HMTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: TrainOptions,
+    saved: Saved,
+    engine: Path | None = None,
+) -> None:
     """Write the checkpoint, whole or not at all; the one before it stays until then.
+
+    Args:
+        model: Of the run.
+        tokenizer: Saved beside it.
+        options: Of the run.
+        saved: What `--resume` needs.
+        engine: Directory with the parts of an engine's optimizer, which is moved into the checkpoint.
 
     Raises:
         OSError: If it cannot be written.
@@ -96,6 +109,8 @@ def save(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase | None, optio
         (training / "progress.json").write_text(json.dumps(state, indent=1, default=str) + "\n")
         if saved.optimizer is not None:
             torch.save(saved.optimizer, training / "optimizer.pt")
+        if engine is not None:
+            engine.rename(training / engine.name.rpartition(".")[2])
         if saved.best is not None:
             save_file({name: tensor.contiguous() for name, tensor in saved.best.items()}, training / "best.safetensors")
         files = sorted(file for file in folder.rglob("*") if file.is_file())

@@ -26,6 +26,7 @@ from hmt.atomic import atomic_file
 from hmt.options import TrainOptions
 from hmt.pretrained import first_line
 from hmt.text.batches import Batch
+from hmt.training.launch import uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +115,11 @@ class Stepper:
             with accelerator.accumulate(self.model):
                 share = self._nats(part)
                 nats += share.detach()
+                if uses_deepspeed(accelerator):  # which steps within backward
+                    self._check(float(accelerator.reduce(share.detach(), reduction="sum")), 0.0, batch)
                 # Processes are averaged and micro-steps divided by their number: both are undone here.
                 accelerator.backward(share / targets * accelerator.num_processes * len(parts))
-        norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm))
+        norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
         loss = float(accelerator.reduce(nats, reduction="sum")) / targets
         self._check(loss, norm, batch)
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
