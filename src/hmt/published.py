@@ -6,6 +6,8 @@ what it does here and where that differs. Training is `hmt train`, `--inference_
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any, Literal
 
 from hmt.options import TrainOptions
 from hmt.options.base import check_positive
+
+logger = logging.getLogger(__name__)
 
 LATER = {
     "segment_alignment": None, "interleave_dataset": False, "plot_hist": False, "dynamic": False,
@@ -120,7 +124,7 @@ class PublishedOptions:
     cache_dir: Path | None = None
     """Where the hub's files are kept."""
     wandb_project: str | None = None
-    """Project of Weights & Biases; not there yet, DIR.run/metrics.jsonl has the figures."""
+    """Project of Weights & Biases, if wandb is installed; SAVE_CKPT.run/metrics.jsonl has the figures in any case."""
     wandb_run: str | None = None
     """Name of the run."""
     wandb_entity: str | None = None
@@ -163,6 +167,7 @@ class PublishedOptions:
             "memory_learning_rate": self.learning_rate,
             "train_backbone": not self.use_lora,
             "mixed_precision": "fp16" if self.fp16 else "no",
+            "report_to": "wandb" if self.wandb_project and self.save_ckpt and _has_wandb() else "",
         }
         if self.save_ckpt is not None:
             settings["save_ckpt"] = self.save_ckpt
@@ -185,6 +190,13 @@ def run(options: PublishedOptions) -> tuple[dict[str, Any], str]:
     if options.inference_only:
         return train.test(training)
     return train.run(training, keep=options.save_ckpt is not None)
+
+
+def _has_wandb() -> bool:
+    if importlib.util.find_spec("wandb") is not None:
+        return True
+    logger.warning("wandb is not installed: the figures are in SAVE_CKPT.run alone")
+    return False
 
 
 def _use_token(file: Path) -> None:

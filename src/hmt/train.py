@@ -57,6 +57,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
     if options.test_step:
         figures["test"], line = _test(training, texts)
         closing += f"\n{line}"
+    training.accelerator.end_training()
     return figures, closing
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
+from hmt.training import watch
 from hmt.training.curriculum import choose_trained_parts, curriculum, parameter_groups
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out, score
@@ -200,7 +201,9 @@ def test_a_trained_checkpoint_is_evaluated_by_the_next_command(
     assert "test: loss " in said
     assert "validation loss" in caplog.text
     lines = (tmp_path / "ckpt.run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert list(dict.fromkeys(json.loads(line)["step"] for line in lines)) == [1, 2, 3, 4, 5]
+    assert (tmp_path / "ckpt.run" / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "ckpt.run" / "recall.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "ckpt.run" / "run.json").read_text())["options"]["segment_length"] == 32
     assert HMTForCausalLM.from_pretrained(checkpoint).config.segment_length == 32
     status, said, complaint = run_cli(
@@ -219,3 +222,31 @@ def test_a_trained_checkpoint_is_evaluated_by_the_next_command(
     )  # fmt: skip
     assert status == 0, complaint
     assert (tmp_path / "second/config.json").is_file()
+
+
+def test_a_tracker_gets_the_figures_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged: list[tuple[int, dict[str, float]]] = []
+    log = Accelerator.log
+    monkeypatch.setattr(
+        Accelerator, "log", lambda self, values, step, **_: logged.append((step, values)) or log(self, values, step)
+    )
+    options = TrainOptions(**SMALL, stage_1_step=2, training_step=2, eval_step=2, save_ckpt=tmp_path / "ckpt",
+                           report_to="wandb", wandb_project="tiny", wandb_run="first")  # fmt: skip
+    training = Training(make_model(), options)
+    training.run(documents(), documents())
+    training.accelerator.end_training()
+    assert [step for step, _ in logged] == [1, 2, 2, 3, 4, 4]
+    assert {"loss", "grad_norm", "learning_rates/memory"} <= logged[0][1].keys()
+    assert "validation_loss" in logged[2][1]
+    assert list((tmp_path / "ckpt.run" / "wandb").glob("offline-run-*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(watch.PACKAGES, "trackio", "no_such_package")
+    options = TrainOptions(**SMALL, report_to="trackio", save_ckpt=tmp_path / "ckpt")
+    with pytest.raises(ImportError, match="pip install no_such_package"):
+        Training(make_model(), options)
+    with pytest.raises(ValueError, match="report_to must be of wandb, tensorboard, trackio, got carrier"):
+        TrainOptions(report_to="carrier").check()

@@ -8,6 +8,8 @@ from typing import Literal
 
 from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_share
 
+TRACKERS = ("wandb", "tensorboard", "trackio")
+
 
 @dataclass(kw_only=True)
 class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
@@ -83,6 +85,14 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
     """Score so many samples of the test split at the end."""
     test_length: int | None = None
     """Tokens of a test sample; by default those of a training sample."""
+    report_to: str = ""
+    """Trackers besides the run's own record: wandb, tensorboard, trackio, with commas between them."""
+    wandb_project: str | None = None
+    """Project in the trackers; by default the name of save_ckpt."""
+    wandb_run: str | None = None
+    """Name of the run in wandb."""
+    wandb_entity: str | None = None
+    """Owner of the project in wandb."""
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -101,6 +111,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
                 f"stage_1_step and warmup_step must be at least 0, got {self.stage_1_step} and {self.warmup_step}"
             )
         parse_share(self.train_set_split)
+        if unknown := set(self.trackers) - set(TRACKERS):
+            raise ValueError(f"report_to must be of {', '.join(TRACKERS)}, got {', '.join(sorted(unknown))}")
         if self.hmt_stage_1 and self.hmt_stage_2:
             raise ValueError("hmt_stage_1 and hmt_stage_2 exclude each other; give neither to run both stages")
         if self.dtype == "float16" and (self.use_lora or self.train_backbone):
@@ -113,6 +125,11 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
             raise ValueError("patience counts validations; say how often with --eval_step")
         if self.max_minutes is not None and (self.lr_schedule == "cosine" or self.resume):
             raise ValueError("max_minutes leaves the number of steps open: no --lr_schedule cosine, no --resume")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers that report_to names."""
+        return [name.strip() for name in self.report_to.split(",") if name.strip()]
 
     @property
     def record(self) -> Path:

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from hmt.options import TrainOptions
+from hmt.training.watch import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator
         cpu=on_cpu and not deepspeed,  # Accelerate takes a run on a CPU for one without DeepSpeed
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=handlers,
+        log_with=check_trackers(options) or None,
+        project_dir=options.record if options.trackers else None,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

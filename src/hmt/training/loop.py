@@ -35,10 +35,14 @@ from hmt.training.launch import load_engine, make_accelerator, save_engine, uses
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
+from hmt.training.watch import begin_tracking, draw, flat, recall_of
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 10
+
+DRAWN_SEGMENTS = 64
+"""Segments of a text whose recall is drawn at the end."""
 
 
 class Training:
@@ -97,6 +101,8 @@ class Training:
         """
         self._say(describe_parts(self.model))
         self._record.begin(self.options, self._progress.steps)
+        if self._keep:
+            begin_tracking(self.accelerator, self.options)
         open_end = self.options.max_minutes is not None
         total = None if open_end else sum(stage.steps for stage in self.stages)
         quiet = None if self.accelerator.is_main_process else True
@@ -112,6 +118,7 @@ class Training:
                 if self.interrupted:
                     break
                 self._take_best()
+        self._draw(validation or documents)
         self.model.eval()
         return self._figures()
 
@@ -168,6 +175,8 @@ class Training:
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
         )
+        if self._keep and self.options.trackers:
+            self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
         return result
 
     def _validate(self, stepper: Stepper, samples: list[Tensor]) -> bool:
@@ -181,7 +190,11 @@ class Training:
                 self._saved.best = {name: p.detach().cpu().clone() for name, p in self._trained()}
         else:
             progress.stale += 1
-        self._record.history[-1]["validation_loss"] = found["loss"]
+        self._record.amend(validation_loss=found["loss"])
+        if self._keep and options.trackers:
+            self.accelerator.log(
+                {"validation_loss": found["loss"], "validation_ppl": found["ppl"]}, step=progress.steps
+            )
         self._say(f"step {progress.steps}: validation loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}")
         return options.patience is not None and progress.stale >= options.patience
 
@@ -221,6 +234,15 @@ class Training:
             runs.save(self.model, self._tokenizer, self.options, saved, engine)
         except OSError as error:
             logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
+
+    def _draw(self, documents: list[TokenDocument]) -> None:
+        """Pictures of the run, and of what is recalled at its end."""
+        if not self._keep or self.interrupted or not self.accelerator.is_main_process:
+            return
+        longest = max(documents, key=lambda document: len(document.ids)).ids
+        trace = recall_of(self.model, longest[: DRAWN_SEGMENTS * self.model.config.fresh_tokens])
+        for picture in draw(self.options.record, self._record.history, trace):
+            self._say(f"picture in {picture}")
 
     def _out_of_time(self, stage: Stage) -> bool:
         """Whether the stage has had its share of `max_minutes`, which the stages share like their steps."""

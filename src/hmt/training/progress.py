@@ -7,7 +7,8 @@
     best.safetensors    with --patience, the best trained weights so far
     manifest.json       SHA-256 of every file of the checkpoint, checked before anything is resumed from it
 
-`save_ckpt`.run holds `run.json` (settings, command, versions) and `metrics.jsonl` (one line a step).
+`save_ckpt`.run holds `run.json` (settings, command, versions) and `metrics.jsonl` (one line a step, and
+a second one, whole, where it was validated).
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ class Record:
         """Note what is run; of an earlier run in the same place, keep the lines up to where this one goes on."""
         file = self._path / "metrics.jsonl"
         if steps and file.exists():
-            self.history = [line for line in _whole_lines(file) if line["step"] <= steps]
+            lines = {line["step"]: line for line in _whole_lines(file)}  # a step that was amended has two
+            self.history = [line for step, line in sorted(lines.items()) if step <= steps]
         if not self._writes:
             return
         with atomic_file(file) as unfinished:
@@ -174,9 +176,17 @@ class Record:
     def add(self, **values: Any) -> None:
         """Note a step."""
         self.history.append(values)
+        self._write(values)
+
+    def amend(self, **values: Any) -> None:
+        """Add to what was noted of the last step; its line comes again, whole."""
+        self.history[-1] |= values
+        self._write(self.history[-1])
+
+    def _write(self, line: dict[str, Any]) -> None:
         if self._writes:
             with (self._path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(line) + "\n")
 
 
 def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,87 @@
+"""What can be seen of a run: trackers through Accelerate, and pictures in the run's record."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hmt.model.hmt import HMTForCausalLM
+from hmt.model.outputs import RecallTrace
+from hmt.options import TrainOptions
+from hmt.report.curves import plot_recall, plot_training
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
+
+
+def check_trackers(options: TrainOptions) -> list[str]:
+    """The trackers that the options name.
+
+    Raises:
+        ImportError: If one is not installed; names the package.
+    """
+    for name in options.trackers:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ImportError(f"--report_to {name} needs {PACKAGES[name]}: pip install {PACKAGES[name]}")
+    return options.trackers
+
+
+def begin_tracking(accelerator: Accelerator, options: TrainOptions) -> None:
+    """Tell the trackers of a run."""
+    if not options.trackers:
+        return
+    settings = {
+        name: value if isinstance(value, int | float | str | bool) else str(value)
+        for name, value in vars(options).items()
+        if value is not None
+    }
+    wandb = {"name": options.wandb_run, "entity": options.wandb_entity, "dir": str(options.record)}
+    given = {"wandb": {name: value for name, value in wandb.items() if value}} if "wandb" in options.trackers else {}
+    options.record.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers(options.wandb_project or options.save_ckpt.name, config=settings, init_kwargs=given)
+
+
+def flat(values: dict[str, Any]) -> dict[str, float]:
+    """A step's figures as trackers take them: numbers by name."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{part}": number for part, number in value.items()}
+        elif isinstance(value, int | float) and name != "step":
+            found[name] = value
+    return found
+
+
+@torch.no_grad()
+def recall_of(model: HMTForCausalLM, sample: Tensor) -> RecallTrace | None:
+    """What is recalled while a sample (tokens,) is read; None in modes that recall nothing."""
+    if not model.config.recalls:
+        return None
+    training = model.training
+    model.eval()
+    output = model(sample[None].to(model.device), output_recall=True, return_logits=False)
+    model.train(training)
+    return output.recall
+
+
+def draw(record: Path, history: list[dict[str, Any]], trace: RecallTrace | None) -> list[Path]:
+    """Pictures of a run: its curves, and what is recalled at its end.
+
+    Returns:
+        Their files.
+    """
+    files = []
+    if history:
+        files.append(record / "curves.png")
+        plot_training(history, files[-1])
+    if trace is not None and trace.distances:
+        files.append(record / "recall.png")
+        plot_recall(trace, files[-1])
+    return files
