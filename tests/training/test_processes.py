@@ -25,6 +25,7 @@ from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
 from hmt.training import progress
 from hmt.training.curriculum import parameter_groups
+from hmt.training.launch import gathered
 from hmt.training.loop import Training
 from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids
@@ -160,7 +161,9 @@ def train_sharded(folder: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(accelerator.reduce(share.detach(), reduction="sum")))
+    weights = gathered(accelerator, model)
     if accelerator.is_main_process:
+        model.save_pretrained(Path(folder) / "ckpt", state_dict=weights, save_backbone=True)
         (Path(folder) / "losses.json").write_text(json.dumps(losses))
     accelerator.end_training()
 
@@ -170,7 +173,11 @@ def test_fsdp2_takes_the_steps_of_one_process(tmp_path: Path) -> None:
     options = TrainOptions(**FLAGS | {"training_step": 6, "lr_decay": False, "stage_1_step": 0}, batch_size=4,
                            hmt_stage_2=True, train_backbone=True)  # fmt: skip
     options.learning_rate = TrainOptions().learning_rate
-    alone = Training(make_model(), options, keep=False).run(TEXT)
+    training = Training(make_model(), options, keep=False)
+    alone = training.run(TEXT)
+    saved = HMTForCausalLM.from_pretrained(tmp_path / "ckpt")
+    for name, value in training.model.state_dict().items():
+        torch.testing.assert_close(saved.state_dict()[name], value, atol=1e-4, rtol=1e-3, msg=name)
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(
         [entry["loss"] for entry in alone["history"]], rel=1e-4
     )

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from hmt.options import TrainOptions
 from hmt.training.watch import check_trackers
@@ -72,6 +74,47 @@ def _deepspeed_on_cpu() -> InitProcessGroupKwargs:
 def uses_deepspeed(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed takes the steps."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def is_cut_up(model: nn.Module) -> bool:
+    """Whether each process holds only a part of every parameter, so that all must act together to read."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def check_stages(accelerator: Accelerator, options: TrainOptions, stages: int, changes_model: bool) -> None:
+    """Make sure that an engine can train these stages.
+
+    Args:
+        accelerator: Of the run.
+        options: Of the run.
+        stages: How many.
+        changes_model: Whether one of them reads in another mode than the model is saved in.
+
+    Raises:
+        ValueError: If it cannot; says what to do.
+    """
+    if uses_deepspeed(accelerator) and stages > 1:
+        raise ValueError(
+            "DeepSpeed trains one stage a command: give --hmt_stage_1, then --hmt_stage_2 with --load_from_ckpt"
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    if stages > 1 or changes_model:
+        raise ValueError("FSDP trains the model as it is saved: give --mode short_term for stage 1, --hmt_stage_2 then")
+    if options.save_every or options.resume or options.patience:
+        raise ValueError("with FSDP a run is saved at its end: no --save_every, --resume or --patience yet")
+
+
+def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor] | None:
+    """Whole weights of a model whose parameters are cut up over the processes; None where they are not.
+
+    All processes must call it together.
+    """
+    if not is_cut_up(model):
+        return None
+    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    accelerator.wait_for_everyone()
+    return weights
 
 
 def save_engine(accelerator: Accelerator, prepared: nn.Module, checkpoint: Path) -> Path | None:

@@ -31,7 +31,7 @@ from hmt.training.curriculum import (
     learning_rate_schedule,
     parameter_groups,
 )
-from hmt.training.launch import load_engine, make_accelerator, save_engine, uses_deepspeed
+from hmt.training.launch import check_stages, gathered, is_cut_up, load_engine, make_accelerator, save_engine
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
@@ -70,10 +70,8 @@ class Training:
         self.options = options
         self.accelerator = accelerator or make_accelerator(options, model.device)
         self.stages = curriculum(options)
-        if uses_deepspeed(self.accelerator) and len(self.stages) > 1:
-            raise ValueError(
-                "DeepSpeed trains one stage a command: give --hmt_stage_1, then --hmt_stage_2 with --load_from_ckpt"
-            )
+        changes_model = any(stage.mode != model.config.mode for stage in self.stages)
+        check_stages(self.accelerator, options, len(self.stages), changes_model)
         self.interrupted = False
         choose_trained_parts(model, options)
         model.checkpoint_segments = options.gradient_checkpointing
@@ -216,8 +214,9 @@ class Training:
         Raises:
             OSError: If it cannot be written.
         """
+        weights = gathered(self.accelerator, self.model)
         if self.accelerator.is_main_process:
-            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress))
+            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), weights=weights)
 
     def _save(self, stepper: Stepper) -> None:
         """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
@@ -240,7 +239,8 @@ class Training:
         if not self._keep or self.interrupted or not self.accelerator.is_main_process:
             return
         longest = max(documents, key=lambda document: len(document.ids)).ids
-        trace = recall_of(self.model, longest[: DRAWN_SEGMENTS * self.model.config.fresh_tokens])
+        sample = longest[: DRAWN_SEGMENTS * self.model.config.fresh_tokens]
+        trace = None if is_cut_up(self.model) else recall_of(self.model, sample)
         for picture in draw(self.options.record, self._record.history, trace):
             self._say(f"picture in {picture}")
 

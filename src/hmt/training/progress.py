@@ -87,6 +87,7 @@ def save(
     options: TrainOptions,
     saved: Saved,
     engine: Path | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the checkpoint, whole or not at all; the one before it stays until then.
 
@@ -96,12 +97,14 @@ def save(
         options: Of the run.
         saved: What `--resume` needs.
         engine: Directory with the parts of an engine's optimizer, which is moved into the checkpoint.
+        weights: Of the model, where its own are cut up over several processes.
 
     Raises:
         OSError: If it cannot be written.
     """
     with atomic_directory(options.save_ckpt) as folder:
-        model.save_pretrained(folder)
+        trained = options.train_backbone or not model.config.backbone_source
+        model.save_pretrained(folder, state_dict=weights, save_backbone=None if weights is None else trained)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         training = folder / FOLDER
