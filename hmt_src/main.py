@@ -2,6 +2,7 @@
 
 import sys
 
+import hmt_cli  # noqa: F401  (before the package, so that it does not import torch for --help)
 from hmt.cli import run
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from hmt import HMTForCausalLM, pretrained
 from hmt.pretrained import BUILT_INS, BuiltIn, Location, hub_is_reachable, load_backbone, load_tokenizer, locate
@@ -71,3 +74,42 @@ def test_a_bos_that_marks_turns_is_no_neutral_prompt(template: str | None, marks
     torch.testing.assert_close(model.memory.injection.base[0], expected)
     model.save_pretrained(tmp_path / "saved")
     assert HMTForCausalLM.from_pretrained(tmp_path / "saved").config.bos_marks_turns is marks
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (401, "the hub refuses (401): log in with"),
+        (403, "the hub refuses (403): log in with"),
+        (429, "too many requests"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk of the cache is full (No space left on device)"),
+        (PermissionError(errno.EACCES, "Permission denied"), "the cache cannot be written (Permission denied)"),
+    ],
+    ids=str,
+)
+def test_what_a_hub_or_a_disk_refuses_is_one_line_with_a_remedy(
+    error: int | OSError, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers wraps it: an error of its own, with the cause behind it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        cause = error
+        if isinstance(error, int):
+            cause = OSError(f"{error} Client Error\nmore of it")
+            cause.response = SimpleNamespace(status_code=error)
+        raise OSError("There was a problem\nand a long explanation") from cause
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(pretrained, "locate", lambda *_: Location("someone/model", local=False))
+    with pytest.raises(OSError, match="cannot load model someone/model") as caught:
+        load_backbone("someone/model")
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_can_stand_for_a_directory(backbone_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HMT_HUB_MAP", f"someone/model={backbone_dir}, other/thing=/nowhere")
+    assert locate("someone/model", "model") == Location(str(backbone_dir), local=True)
+    monkeypatch.setenv("HMT_HUB_MAP", "someone/model")
+    with pytest.raises(ValueError, match="hub_map must be written as ID=DIR,ID=DIR, got someone/model"):
+        locate("someone/model", "model")

@@ -60,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
         chosen = parse(verb, rest)
         if getattr(chosen, "hub_map", None):
             os.environ[HUB_MAP] = chosen.hub_map
+        if getattr(chosen, "cache_dir", None):
+            os.environ["HF_HOME"] = str(chosen.cache_dir)  # before anything of the hub is imported
         _find_early(chosen)
         _quieten()
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -106,8 +107,8 @@ def load_backbone(
         return AutoModelForCausalLM.from_pretrained(
             location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
         )
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise OSError(f"cannot load model {name}: {first_line(error)}") from error
+    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+        raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -122,8 +123,8 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     options = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location.ready(), local_files_only=location.local, **options)
-    except (ValueError, KeyError) as error:
-        raise OSError(f"no tokenizer at {name}: {first_line(error)}") from error
+    except (ValueError, KeyError, OSError) as error:
+        raise OSError(f"no tokenizer at {name}: {hub_remedy(error) or first_line(error)}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
     return tokenizer
 
@@ -283,6 +284,27 @@ def _dequantised() -> dict[str, Any]:
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def hub_remedy(error: BaseException | None) -> str:
+    """What to do about an error of a hub or of the disk that its files are kept on; "" where it is another one."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            return (
+                f"the hub refuses ({status}): log in with `hf auth login`, or give a token that may read it in HF_TOKEN"
+            )
+        if status == 429:
+            return "the hub refuses for now (429, too many requests): wait a little, or log in with `hf auth login`"
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk of the cache is full ({error.strerror}): set HF_HOME (or --cache_dir) to another one"  # type: ignore[attr-defined]
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return (
+                f"the cache cannot be written ({error.strerror}): set HF_HOME (or --cache_dir) to a place that can be"  # type: ignore[attr-defined]
+            )
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def first_line(error: BaseException) -> str:

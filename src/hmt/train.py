@@ -18,6 +18,7 @@ from hmt.text.tasks import load_documents
 from hmt.training import progress
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out, score
+from hmt.training.watch import flat
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
     if options.test_step:
         figures["test"], line = _test(training, texts)
         closing += f"\n{line}"
+        training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
     training.accelerator.end_training()
     return figures, closing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_batch(tmp
     assert batch["input_ids"].shape == (2, 4 * 14)
 
 
+def test_the_command_ends_with_status_3(
+    backbone_dir: Path, task_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = HMTForCausalLM.forward
+
+    def poisoned(self: HMTForCausalLM, *arguments: Any, **more: Any) -> Any:
+        output = forward(self, *arguments, **more)
+        output.nll = output.nll * float("inf")
+        return output
+
+    monkeypatch.setattr(HMTForCausalLM, "forward", poisoned)
+    status, _, complaint = run_cli(
+        "train", "--model_name", backbone_dir, "--task_name", task_dir, "--segment_length", 32, "--num_sensory", 4,
+        "--mem_recall_hidden_dim", 16, "--training_step", 3, "--save_ckpt", tmp_path / "ckpt",
+    )  # fmt: skip
+    assert status == 3
+    assert "the step was not taken, its batch is in" in complaint
+    assert (tmp_path / "ckpt.run" / "bad_batch-0.safetensors").exists()
+    assert not (tmp_path / "ckpt").exists()
+
+
 @pytest.mark.parametrize("flags", [{"gradient_accumulation_steps": 4, "batch_size": 1}, {"batch_size": 4}], ids=str)
 def test_a_step_is_the_same_however_its_rows_are_split(flags: dict[str, int]) -> None:
     """Rows of different length, so that a mean of means would differ."""
@@ -202,6 +224,7 @@ def test_a_trained_checkpoint_is_evaluated_by_the_next_command(
     assert "validation loss" in caplog.text
     lines = (tmp_path / "ckpt.run" / "metrics.jsonl").read_text().splitlines()
     assert list(dict.fromkeys(json.loads(line)["step"] for line in lines)) == [1, 2, 3, 4, 5]
+    assert "validation loss" in (tmp_path / "ckpt.run" / "train.log").read_text()
     assert (tmp_path / "ckpt.run" / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "ckpt.run" / "recall.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "ckpt.run" / "run.json").read_text())["options"]["segment_length"] == 32
@@ -240,7 +263,9 @@ def test_a_tracker_gets_the_figures_of_every_step(tmp_path: Path, monkeypatch: p
     assert [step for step, _ in logged] == [1, 2, 2, 3, 4, 4]
     assert {"loss", "grad_norm", "learning_rates/memory"} <= logged[0][1].keys()
     assert "validation_loss" in logged[2][1]
-    assert list((tmp_path / "ckpt.run" / "wandb").glob("offline-run-*"))
+    assert logged[2][1]["validation_ppl"] == pytest.approx(math.exp(logged[2][1]["validation_loss"]))
+    (run,) = (tmp_path / "ckpt.run" / "wandb").glob("offline-run-*")
+    assert {file.name.split("_")[0] for file in run.rglob("*.png")} == {"curves", "recall"}
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

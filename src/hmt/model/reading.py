@@ -231,7 +231,10 @@ class SegmentReader(MemoryModel):
         length, count = self.config.fresh_tokens, self.config.summary_tokens
         shift = 0 if self.config.recall_query == "prefix" else -count
         rows = stream.ids.shape[0]
-        at_once = max(self.config.summary_batch_tokens // ((count + 2 * self.config.prompt_tokens) * rows), 1)
+        # What is computed again in the backward pass should be no larger than a window.
+        recomputed = self.checkpoint_segments and self.training
+        positions = self.config.segment_length * rows if recomputed else self.config.summary_batch_tokens
+        at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
         for start in range(1, stream.count, at_once):
             numbers = range(start, min(start + at_once, stream.count))
             spans = [stream.span(number * length + shift, count) for number in numbers]

@@ -83,6 +83,8 @@ class ModelOptions(MemoryConfig):
     """Of everything drawn at random."""
     hub_map: str | None = None
     """Local directories that stand for hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
+    cache_dir: Path | None = None
+    """Where the hub's files are kept (also HF_HOME)."""
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hmt.pretrained import hub_is_reachable, looks_like_a_path, mapped, offline_mode
+from hmt.pretrained import first_line, hub_is_reachable, hub_remedy, looks_like_a_path, mapped, offline_mode
 from hmt.text.documents import Document, local_documents, stdlib_documents
 
 
@@ -108,7 +108,7 @@ def _hub_documents(task: HubTask, split: str, subset: str | None, text_column: s
     try:
         rows = datasets.load_dataset(task.hub_id, subset, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise OSError(f"cannot load {task.hub_id} ({split}): {str(error).splitlines()[0]}") from error
+        raise OSError(f"cannot load {task.hub_id} ({split}): {hub_remedy(error) or first_line(error)}") from error
     if text_column not in rows.column_names:
         raise ValueError(
             f"{task.hub_id} has no text column {text_column!r}; it has {', '.join(rows.column_names)}; "

@@ -35,7 +35,7 @@ from hmt.training.launch import check_stages, gathered, is_cut_up, load_engine, 
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
-from hmt.training.watch import begin_tracking, draw, flat, recall_of
+from hmt.training.watch import begin_tracking, draw, flat, logged_to, recall_of, show_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,6 @@ class Training:
         Raises:
             FloatingPointError: If loss or gradient are not finite; the step is not taken.
         """
-        self._say(describe_parts(self.model))
         self._record.begin(self.options, self._progress.steps)
         if self._keep:
             begin_tracking(self.accelerator, self.options)
@@ -105,10 +104,12 @@ class Training:
         total = None if open_end else sum(stage.steps for stage in self.stages)
         quiet = None if self.accelerator.is_main_process else True
         with (
+            logged_to(self.options.record / "train.log", self._keep and self.accelerator.is_main_process),
             self._stopped_by_signals(),
             logging_redirect_tqdm(),
             tqdm(total=total, initial=self._progress.steps, unit="step", disable=quiet) as self._bar,
         ):
+            self._say(describe_parts(self.model))
             for number in range(self._progress.stage, len(self.stages)):
                 if number > self._progress.stage:
                     self._progress.next_stage()
@@ -116,7 +117,7 @@ class Training:
                 if self.interrupted:
                     break
                 self._take_best()
-        self._draw(validation or documents)
+            self._draw(validation or documents)
         self.model.eval()
         return self._figures()
 
@@ -173,7 +174,7 @@ class Training:
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
         )
-        if self._keep and self.options.trackers:
+        if self._keep:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
         return result
 
@@ -189,10 +190,8 @@ class Training:
         else:
             progress.stale += 1
         self._record.amend(validation_loss=found["loss"])
-        if self._keep and options.trackers:
-            self.accelerator.log(
-                {"validation_loss": found["loss"], "validation_ppl": found["ppl"]}, step=progress.steps
-            )
+        if self._keep:
+            self.accelerator.log(flat({"validation_loss": found["loss"]}), step=progress.steps)
         self._say(f"step {progress.steps}: validation loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}")
         return options.patience is not None and progress.stale >= options.patience
 
@@ -241,8 +240,9 @@ class Training:
         longest = max(documents, key=lambda document: len(document.ids)).ids
         sample = longest[: DRAWN_SEGMENTS * self.model.config.fresh_tokens]
         trace = None if is_cut_up(self.model) else recall_of(self.model, sample)
-        for picture in draw(self.options.record, self._record.history, trace):
-            self._say(f"picture in {picture}")
+        pictures = draw(self.options.record, self._record.history, trace)
+        show_pictures(self.accelerator, pictures, self._progress.steps)
+        self._say(f"pictures in {', '.join(str(picture) for picture in pictures)}")
 
     def _out_of_time(self, stage: Stage) -> bool:
         """Whether the stage has had its share of `max_minutes`, which the stages share like their steps."""

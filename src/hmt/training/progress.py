@@ -7,8 +7,8 @@
     best.safetensors    with --patience, the best trained weights so far
     manifest.json       SHA-256 of every file of the checkpoint, checked before anything is resumed from it
 
-`save_ckpt`.run holds `run.json` (settings, command, versions) and `metrics.jsonl` (one line a step, and
-a second one, whole, where it was validated).
+`save_ckpt`.run holds `run.json` (settings, command, versions, commit), `train.log`, pictures, and `metrics.jsonl` (one
+line a step, and a second one, whole, where it was validated).
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +51,43 @@ def begin_tracking(accelerator: Accelerator, options: TrainOptions) -> None:
     accelerator.init_trackers(options.wandb_project or options.save_ckpt.name, config=settings, init_kwargs=given)
 
 
+def show_pictures(accelerator: Accelerator, files: list[Path], step: int) -> None:
+    """Give the pictures of a run to the trackers that take pictures."""
+    from matplotlib import image
+
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            pictures = {file.stem: image.imread(file)[None, :, :, :3] for file in files}
+            tracker.log_images(pictures, step=step)
+
+
+@contextmanager
+def logged_to(file: Path, writes: bool) -> Iterator[None]:
+    """While this lasts, what is said on the console is written to a file too, with the time."""
+    if not writes:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("hmt")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(min(package.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        package.removeHandler(handler)
+        handler.close()
+
+
 def flat(values: dict[str, Any]) -> dict[str, float]:
-    """A step's figures as trackers take them: numbers by name."""
+    """A step's figures as trackers take them: numbers by name, and perplexities beside the losses."""
     found: dict[str, float] = {}
+    for name, value in list(values.items()):
+        if name.endswith("loss"):
+            values = values | {name.removesuffix("loss") + "ppl": math.exp(min(value, 700.0))}
     for name, value in values.items():
         if isinstance(value, dict):
             found |= {f"{name}/{part}": number for part, number in value.items()}
