@@ -67,8 +67,9 @@ def run(arguments: Sequence[str]) -> int:
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        if text:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
     except BrokenPipeError:
         return OK  # whoever read the output has seen enough
     except (ValueError, OSError, ImportError) as error:

@@ -60,7 +60,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         closing += f"\n{line}"
         training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
     training.accelerator.end_training()
-    return figures, closing
+    return figures, closing if training.accelerator.is_main_process else ""
 
 
 def test(options: TrainOptions) -> tuple[dict[str, Any], str]:

@@ -74,6 +74,7 @@ class Training:
         check_stages(self.accelerator, options, len(self.stages), changes_model)
         self.interrupted = False
         choose_trained_parts(model, options)
+        parameter_groups(model, options)  # complains where there is nothing to train
         model.checkpoint_segments = options.gradient_checkpointing
         self._tokenizer = tokenizer
         self._saved = saved or Saved()
