@@ -85,7 +85,7 @@ def test_the_third_command_trains_on_books(hub: Path, capsys: Any) -> None:
     said = capsys.readouterr().out
     assert "for 3 steps" in said
     assert "nothing was kept" in said
-    assert "4 samples of 2,000 tokens" in said
+    assert "4 samples of up to 2,000 tokens" in said
 
 
 def test_every_published_flag_is_there_and_described() -> None:

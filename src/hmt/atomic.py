@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,11 +56,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def recover_directory(path: Path) -> None:
     """Bring back the old directory of a writer that was killed before the new one was in its place."""
     path = path.resolve()
-    aside = sorted(path.parent.glob(f".{path.name}.*.old"), key=lambda old: old.stat().st_mtime)
-    if aside and not path.exists():
-        aside.pop().rename(path)
-    for old in aside:
-        shutil.rmtree(old, ignore_errors=True)
+    if not path.parent.is_dir():
+        return
+    left = re.compile(re.escape(f".{path.name}.") + r"(\d+)(\.old)?")
+    with contextlib.suppress(FileNotFoundError):  # another process of the same run was quicker
+        for entry in sorted(path.parent.iterdir()):
+            found = left.fullmatch(entry.name)
+            if found is None or _is_running(int(found[1])):
+                continue
+            if found[2] and not path.exists():
+                entry.rename(path)
+            else:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def check_output_directory(path: Path) -> None:
@@ -75,6 +84,19 @@ def check_output_directory(path: Path) -> None:
         raise FileExistsError(
             f"{path} holds other files than a checkpoint, which would be lost; name another directory"
         )
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is such a process, other than this one."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def check_output_file(path: Path) -> None:

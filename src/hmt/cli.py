@@ -133,15 +133,15 @@ def _find_early(chosen: Any) -> None:
     """Complain of a missing model, task or place to write before torch is imported and work is done."""
     from hmt.text.tasks import find_task
 
-    if isinstance(chosen, options.TrainOptions):
+    if getattr(chosen, "save_ckpt", None):
         check_output_directory(chosen.save_ckpt)
-    elif isinstance(chosen, options.ConvertOptions):
+    if isinstance(chosen, options.ConvertOptions):
         check_output_directory(chosen.out)
     elif isinstance(chosen, options.DemoOptions):
         check_output_directory(chosen.out / "checkpoint")
     elif isinstance(chosen, options.RememberOptions):
         check_output_file(chosen.out)
-    if isinstance(chosen, options.OutputOptions) and chosen.json is not None:
+    if getattr(chosen, "json", None):
         check_output_file(chosen.json)
     if task := getattr(chosen, "task_name", None):
         find_task(task, getattr(chosen, "split", "train"))

@@ -187,6 +187,8 @@ def run(options: PublishedOptions) -> tuple[dict[str, Any], str]:
 
     _use_token(options.token_file)
     training = options.training()
+    if options.wandb_project and options.save_ckpt is None and not options.inference_only:
+        logger.warning("without --save_ckpt nothing is kept, and Weights & Biases is told nothing")
     if options.inference_only:
         return train.test(training)
     return train.run(training, keep=options.save_ckpt is not None)

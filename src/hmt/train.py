@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import recover_directory
@@ -36,19 +37,18 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         The figures, and a closing line.
 
     Raises:
-        ValueError: If the checkpoint to resume is damaged or was made with another model.
+        ValueError: If the checkpoint to resume is damaged, or was made with other settings.
         FloatingPointError: If loss or gradient are not finite.
     """
     saved = _resumed(options)
     model, tokenizer = load(options, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     training = Training(model, options, tokenizer, saved, keep)
+    samples = _test_samples(training, texts) if options.test_step else []  # before hours of training
     figures = training.run(texts.split("train"), texts.split("validation") if options.eval_step else None)
     if figures["interrupted"]:
         where = f"stopped at step {figures['steps']}"
         return figures, f"{where}; the same command with --resume goes on from {options.save_ckpt}"
-    if keep:
-        training.save()
     closing = (
         f"trained {figures['trainable_parameters']:,} parameters (the memory is {figures['extra_percent']:.2f}% of the "
         f"backbone) for {figures['steps']} steps and {figures['tokens']:,} tokens in {figures['seconds']:.0f} s; "
@@ -56,7 +56,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         f"{f'checkpoint in {options.save_ckpt}' if keep else 'nothing was kept'}"
     )
     if options.test_step:
-        figures["test"], line = _test(training, texts)
+        figures["test"], line = _test(training, samples)
         closing += f"\n{line}"
         training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
     training.accelerator.end_training()
@@ -71,7 +71,8 @@ def test(options: TrainOptions) -> tuple[dict[str, Any], str]:
     """
     model, tokenizer = load(options, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
-    return _test(Training(model, options, tokenizer, keep=False), texts)
+    training = Training(model, options, tokenizer, keep=False)
+    return _test(training, _test_samples(training, texts))
 
 
 class _Texts:
@@ -106,19 +107,25 @@ def _resumed(options: TrainOptions) -> progress.Saved | None:
         logger.info("there is nothing to resume in %s yet: starting anew", options.save_ckpt)
         return None
     saved = progress.load(options.save_ckpt)
+    progress.check_same_run(options)
     logger.info("going on after step %d, from %s", saved.progress.steps, options.save_ckpt)
     options.load_from_ckpt = str(options.save_ckpt)
     return saved
 
 
-def _test(training: Training, texts: _Texts) -> tuple[dict[str, Any], str]:
-    """Score samples of the test split, read as the last stage reads."""
+def _test_samples(training: Training, texts: _Texts) -> list[Tensor]:
+    """Samples (tokens,) of the test split."""
     options = training.options
     stage = training.stages[-1]
-    reader: HMTForCausalLM = stage.reader(training.model)
-    length = options.test_length or stage.segments * reader.config.fresh_tokens
-    samples = held_out(texts.split("test"), length, options.test_step or DEFAULT_TEST_SAMPLES)
-    reader = training.accelerator.prepare_model(reader, evaluation_mode=True)
+    length = options.test_length or stage.segments * stage.reader(training.model).config.fresh_tokens
+    return held_out(texts.split("test"), length, options.test_step or DEFAULT_TEST_SAMPLES)
+
+
+def _test(training: Training, samples: list[Tensor]) -> tuple[dict[str, Any], str]:
+    """Score samples of the test split, read as the last stage reads."""
+    options = training.options
+    reader: HMTForCausalLM = training.stages[-1].reader(training.model)
     found = score(training.accelerator, reader, samples, options.batch_size, options.loss_tokens)
-    targets = f"{found['targets']:,.0f} targets of {len(samples)} samples of {length:,} tokens"
+    longest = max(len(sample) for sample in samples)
+    targets = f"{found['targets']:,.0f} targets of {len(samples)} samples of up to {longest:,} tokens"
     return found, f"test: loss {found['loss']:.4f}, perplexity {found['ppl']:.2f} over {targets}"

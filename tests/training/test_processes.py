@@ -34,7 +34,8 @@ FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
     "stage_1_step": 3, "training_step": 5, "eval_step": 2, "lr_decay_step": 2,
 }  # fmt: skip
-TEXT = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 300, 41, 200, 56)]
+TEXT = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 300, 41, 200, 56, 14, 15, 14)]
+"""The last ones have one segment: nothing is recalled in them, and parts of the memory get no gradient."""
 
 
 def train(folder: str, more: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def train_on_deepspeed(folder: str, resume: bool) -> None:
 
         def stop_after_four(self: Stepper, *arguments: Any) -> Any:
             taken.append(1)
-            training.interrupted = len(taken) == 4
+            training._signalled = len(taken) == 4
             return take(self, *arguments)
 
         Stepper.take = stop_after_four

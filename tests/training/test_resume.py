@@ -123,6 +123,7 @@ def test_a_disk_that_is_full_does_not_stop_the_run(
         written(state, path)
 
     monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Training, "save", lambda self: None)  # that of the end, which would succeed
     assert training.run(TEXT)["steps"] == 10
     assert "the checkpoint of step 6 could not be saved: [Errno 28] No space left" in caplog.text
     assert progress.load(options.save_ckpt).progress.steps == 3
@@ -139,10 +140,63 @@ def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None
 
 
 def test_a_writer_killed_between_two_renames_lost_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".ckpt.77.old").mkdir()
-    (tmp_path / ".ckpt.77.old" / "config.json").write_text("{}")
+    (tmp_path / ".ckpt.999999997.old").mkdir()
+    (tmp_path / ".ckpt.999999997.old" / "config.json").write_text("{}")
     recover_directory(tmp_path / "ckpt")
     assert (tmp_path / "ckpt" / "config.json").exists()
-    (tmp_path / ".ckpt.78.old").mkdir()
+    (tmp_path / ".ckpt.999999998.old").mkdir()
     recover_directory(tmp_path / "ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_a_signal_after_the_last_step_loses_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt")
+    monkeypatch.setattr(Training, "_draw", lambda self, _: signal.raise_signal(signal.SIGTERM))
+    figures = Training(wrap(base), options).run(TEXT)
+    assert (figures["steps"], figures["interrupted"]) == (10, False)
+    assert progress.load(options.save_ckpt).progress.steps == 10
+
+
+@pytest.mark.parametrize("moment", ["_show", "_save"])
+def test_a_signal_at_another_moment_is_heard_at_the_next_step(
+    moment: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)
+    do, done = getattr(Training, moment), []
+
+    def signalled(self: Training, *arguments: Any) -> None:
+        done.append(1)
+        if len(done) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        do(self, *arguments)
+
+    monkeypatch.setattr(Training, moment, signalled)
+    figures = Training(wrap(base), options).run(TEXT)
+    assert figures["interrupted"]
+    assert progress.load(options.save_ckpt).progress.steps == figures["steps"] == {"_show": 2, "_save": 4}[moment]
+
+
+def test_a_run_with_other_settings_is_not_taken_up(base: Path, tmp_path: Path) -> None:
+    Training(wrap(base), TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)).run(TEXT)
+    progress.check_same_run(TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt"))
+    with pytest.raises(ValueError, match=r"seed is 0 in .* and cannot be resumed with 3"):
+        progress.check_same_run(TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", seed=3))
+
+
+def test_a_run_that_has_ended_by_patience_has_ended(base: Path, tmp_path: Path) -> None:
+    settings = FLAGS | {"memory_learning_rate": 0.5, "stage_1_step": 0, "training_step": 60}
+    options = TrainOptions(**settings, save_ckpt=tmp_path / "ckpt", eval_step=2, patience=2)
+    first = Training(wrap(base), options).run(TEXT, [TokenDocument("v", random_ids(1, 200, seed=9)[0])])
+    assert first["steps"] < 60
+    saved = progress.load(options.save_ckpt)
+    again = Training(HMTForCausalLM.from_pretrained(options.save_ckpt), options, saved=saved).run(TEXT, TEXT)
+    assert again["steps"] == first["steps"]
+
+
+def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("ckpt", "ckpt.v2", ".ckpt.999999999", ".ckpt.999999998.old", ".ckpt.v2.999999999.old"):
+        (tmp_path / name).mkdir()
+    recover_directory(tmp_path / "ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {"ckpt", "ckpt.v2", ".ckpt.v2.999999999.old"}

@@ -82,12 +82,22 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         if return_logits:
             result.logits = stream.unpack(stream.join(logits))
         if targets is not None:
-            result.nll = scoring.per_target(stream, stream.join(nlls))
+            result.nll = scoring.per_target(stream, stream.join(nlls)) + self._unused()
             result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
             result.loss = result.nll.sum() / result.scored_mask.sum()
         if output_recall:
             result.recall = RecallTrace.of(recalled)
         return result
+
+    def _unused(self) -> Tensor | float:
+        """Zero, and while training a zero that every parameter of the memory takes part in.
+
+        Texts of one segment recall nothing and leave parameters without a gradient; engines that average gradients over
+        processes wait for all of them.
+        """
+        if not self.training:
+            return 0.0
+        return 0.0 * sum(parameter.sum() for parameter in self.memory.parameters() if parameter.requires_grad)
 
 
 AutoConfig.register(HMTConfig.model_type, HMTConfig)

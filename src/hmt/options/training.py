@@ -111,10 +111,14 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
                 f"stage_1_step and warmup_step must be at least 0, got {self.stage_1_step} and {self.warmup_step}"
             )
         parse_share(self.train_set_split)
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to must be of {', '.join(TRACKERS)}, got {', '.join(sorted(unknown))}")
         if self.hmt_stage_1 and self.hmt_stage_2:
             raise ValueError("hmt_stage_1 and hmt_stage_2 exclude each other; give neither to run both stages")
+        if self.hmt_stage_1 and self.mode not in ("hmt", "short_term"):
+            raise ValueError(f"hmt_stage_1 trains mode short_term, not {self.mode}; give one of the two")
         if self.dtype == "float16" and (self.use_lora or self.train_backbone):
             raise ValueError("float16 weights cannot be trained; give --mixed_precision fp16 or --dtype bfloat16")
         if self.use_lora and self.train_backbone:

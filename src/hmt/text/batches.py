@@ -103,7 +103,7 @@ def cut(documents: Sequence[TokenDocument], sample_tokens: int) -> list[Tensor]:
         longest = max(len(document.ids) for document in documents)
         raise ValueError(
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
-            f"{longest}; lower --bptt_depth or --segment_length"
+            f"{longest}; lower --bptt_depth, --segment_length or --test_length"
         )
     return samples
 

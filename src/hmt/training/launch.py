@@ -40,6 +40,8 @@ def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator
     on_cpu = device.type == "cpu"
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     handlers = [_deepspeed_on_cpu()] if deepspeed and on_cpu else []
+    # What a launcher has put there goes over the argument, and DeepSpeed divides by it.
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(options.gradient_accumulation_steps)
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=on_cpu and not deepspeed,  # Accelerate takes a run on a CPU for one without DeepSpeed
@@ -57,6 +59,7 @@ def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator
     if uses_deepspeed(accelerator):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = options.batch_size
+        config["gradient_accumulation_steps"] = options.gradient_accumulation_steps
         config["gradient_clipping"] = options.max_grad_norm
     return accelerator
 

@@ -80,7 +80,8 @@ class Training:
         self._saved = saved or Saved()
         self._progress = self._saved.progress
         self._keep = keep
-        self._started = time.monotonic() - self._progress.seconds
+        self._signalled = False
+        self._started = 0.0
         main = self.accelerator.is_main_process
         self._record = Record(options.record, writes=keep and main)
         self._bar: Any = None
@@ -98,6 +99,7 @@ class Training:
         Raises:
             FloatingPointError: If loss or gradient are not finite; the step is not taken.
         """
+        self._started = time.monotonic() - self._progress.seconds
         self._record.begin(self.options, self._progress.steps)
         if self._keep:
             begin_tracking(self.accelerator, self.options)
@@ -118,6 +120,8 @@ class Training:
                 if self.interrupted:
                     break
                 self._take_best()
+            if self._keep and not self.interrupted:
+                self.save()
             self._draw(validation or documents)
         self.model.eval()
         return self._figures()
@@ -132,20 +136,23 @@ class Training:
         to_validate = held_out(validation, sample_tokens, options.eval_samples) if validation else []
         rows_per_step = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
         samples = shuffled(cut(documents, sample_tokens), options.seed, skip=progress.rows)
-        while progress.step < stage.steps and not self._out_of_time(stage):
+        while progress.step < stage.steps and not self._is_over(stage):
             result = self._step(stepper, list(islice(samples, rows_per_step)), stage)
             every = options.eval_step
-            converged = to_validate and every and progress.steps % every == 0 and self._validate(stepper, to_validate)
-            self.interrupted = self._any(self.interrupted)
+            if to_validate and every and progress.steps % every == 0:
+                self._validate(stepper, to_validate)
+            # Asked once a step, and of all processes: a signal may come at any moment, to any of them.
+            self.interrupted = self._any(self._signalled)
             due = options.save_every is not None and progress.steps % options.save_every == 0
             if due or self.interrupted:
                 self._save(stepper)
             self._show(stage, result)
-            if self.interrupted or converged:
+            if self.interrupted:
                 break
 
     def _prepare(self, reader: HMTForCausalLM, stage: Stage) -> Stepper:
         """Optimizer, schedule and what the accelerator makes of the model, as they were where the run was saved."""
+        self.accelerator.free_memory()  # of the stage before
         optimizer = torch.optim.AdamW(parameter_groups(reader, self.options), weight_decay=self.options.weight_decay)
         scheduler = learning_rate_schedule(optimizer, self.options, stage.steps)
         prepared, optimizer = self.accelerator.prepare(reader, optimizer)
@@ -154,6 +161,8 @@ class Training:
             if not resumes:
                 optimizer.load_state_dict(self._saved.optimizer["optimizer"])
             scheduler.load_state_dict(self._saved.optimizer["scheduler"])
+            if self.accelerator.scaler is not None and "scaler" in self._saved.optimizer:
+                self.accelerator.scaler.load_state_dict(self._saved.optimizer["scaler"])
         return Stepper(self.accelerator, prepared, optimizer, scheduler, self.options)
 
     def _step(self, stepper: Stepper, rows: list[Tensor], stage: Stage) -> StepResult:
@@ -179,11 +188,11 @@ class Training:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
         return result
 
-    def _validate(self, stepper: Stepper, samples: list[Tensor]) -> bool:
-        """Score the samples; True where there has been no better score for long enough."""
+    def _validate(self, stepper: Stepper, samples: list[Tensor]) -> None:
+        """Score the samples, and note the best."""
         options, progress = self.options, self._progress
         found = score(self.accelerator, stepper.model, samples, options.batch_size, options.loss_tokens)
-        better = progress.best is None or found["loss"] < progress.best
+        better = found["loss"] < (math.inf if progress.best is None else progress.best)
         if better:
             progress.best, progress.stale = found["loss"], 0
             if options.patience is not None:
@@ -194,7 +203,6 @@ class Training:
         if self._keep:
             self.accelerator.log(flat({"validation_loss": found["loss"]}), step=progress.steps)
         self._say(f"step {progress.steps}: validation loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}")
-        return options.patience is not None and progress.stale >= options.patience
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -209,12 +217,13 @@ class Training:
         self._saved.best = None
 
     def save(self) -> None:
-        """Write the checkpoint of a finished run.
+        """Write the checkpoint of a finished run: there is nothing left to resume.
 
         Raises:
             OSError: If it cannot be written.
         """
         weights = gathered(self.accelerator, self.model)
+        self._progress.stage = len(self.stages)
         if self.accelerator.is_main_process:
             runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), weights=weights)
 
@@ -222,12 +231,17 @@ class Training:
         """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
         if not self._keep:
             return
+        if is_cut_up(self.model):  # only whole weights can be kept of it
+            self.save()
+            return
         engine = save_engine(self.accelerator, stepper.model, self.options.save_ckpt)
         if not self.accelerator.is_main_process:
             return
         state = {"scheduler": stepper.scheduler.state_dict()}
         if engine is None:
             state["optimizer"] = stepper.optimizer.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         saved = Saved(self._progress, state, self._saved.best)
         try:
             runs.save(self.model, self._tokenizer, self.options, saved, engine)
@@ -245,10 +259,15 @@ class Training:
         show_pictures(self.accelerator, pictures, self._progress.steps)
         self._say(f"pictures in {', '.join(str(picture) for picture in pictures)}")
 
+    def _is_over(self, stage: Stage) -> bool:
+        """Whether a stage ends before its last step: no better validation for long, or no time left."""
+        if self.options.patience is not None and self._progress.stale >= self.options.patience:
+            return True
+        return self.options.max_minutes is not None and self._any(self._out_of_time(stage))
+
     def _out_of_time(self, stage: Stage) -> bool:
         """Whether the stage has had its share of `max_minutes`, which the stages share like their steps."""
-        if self.options.max_minutes is None:
-            return False
+        assert self.options.max_minutes is not None
         total = sum(one.steps for one in self.stages)
         done = sum(one.steps for one in self.stages[: self._progress.stage]) + stage.steps
         return time.monotonic() - self._started >= 60 * self.options.max_minutes * done / total
@@ -261,9 +280,9 @@ class Training:
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            if self._signalled:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self._signalled = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

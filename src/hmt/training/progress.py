@@ -35,6 +35,13 @@ from hmt.options import TrainOptions
 
 FOLDER = "training"
 
+SAME = (
+    "mode", "segment_length", "num_sensory", "num_memory_tokens", "seed", "task_name", "task_subset", "train_set_split",
+    "max_documents", "batch_size", "gradient_accumulation_steps", "bptt_depth", "stage_1_step", "hmt_stage_1",
+    "hmt_stage_2", "use_lora", "lora_rank", "train_backbone",
+)  # fmt: skip
+"""Settings that a run cannot change on the way: what its samples, stages and optimizer are made of."""
+
 
 @dataclass
 class Progress:
@@ -148,6 +155,19 @@ def load(path: Path) -> Saved:
         optimizer = torch.load(training / "optimizer.pt", weights_only=True, map_location="cpu")
     best = load_file(training / "best.safetensors") if (training / "best.safetensors").exists() else None
     return Saved(progress, optimizer, best)
+
+
+def check_same_run(options: TrainOptions) -> None:
+    """Make sure that a checkpoint is of a run like this one, whose data and optimizer it can go on with.
+
+    Raises:
+        ValueError: If a setting differs; names it and both values.
+    """
+    stored = json.loads((options.save_ckpt / FOLDER / "progress.json").read_text())["options"]
+    for name in SAME:
+        ours, theirs = getattr(options, name), stored.get(name)
+        if ours != theirs:
+            raise ValueError(f"{name} is {theirs} in {options.save_ckpt} and cannot be resumed with {ours}")
 
 
 class Record:

@@ -35,7 +35,8 @@ def score(
         group = samples[start : start + batch_size * processes]
         own = group[rank::processes]
         batch = pad(own or group[:1])
-        nats, targets = _sums(accelerator, model, batch, loss_tokens)
+        with accelerator.autocast():  # whether the model was prepared for it or not
+            nats, targets = _sums(accelerator, model, batch, loss_tokens)
         if own:
             sums += torch.stack([nats, targets])
     model.train(training)

@@ -30,6 +30,9 @@ from hmt.training.launch import uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
+MAX_SKIPPED = 20
+"""Steps in a row whose scaled gradient may overflow before the run is stopped."""
+
 ADVICE = "lower --memory_learning_rate or --learning_rate, or use --dtype float32"
 
 
@@ -73,7 +76,8 @@ class Stepper:
         self._accelerator = accelerator
         self._options = options
         self._rows_at_once = options.batch_size
-        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._skipped = 0
 
     def take(self, batch: Batch, targets: int) -> StepResult:
         """Take a step.
@@ -88,9 +92,26 @@ class Stepper:
             FloatingPointError: If loss or gradient are not finite; the step is not taken, the batch is kept in a file.
             ValueError: If not even one row fits into memory; names the flags to lower.
         """
+        nats = self._backward(batch, targets)
+        accelerator = self._accelerator
+        norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
+        loss = float(accelerator.reduce(nats, reduction="sum")) / targets
+        self._check(loss, norm, batch)
+        rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if accelerator.optimizer_step_was_skipped:  # the scaled gradient overflowed; the next is scaled less
+            self._skipped += 1
+        else:
+            self._skipped = 0
+            self.scheduler.step()
+        return StepResult(loss, norm, rates)
+
+    def _backward(self, batch: Batch, targets: int) -> Tensor:
+        """Gradients of a step, and the sum of nats of this process."""
         while True:
             try:
-                return self._take(batch, targets)
+                return self._parts(batch, targets)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -106,7 +127,7 @@ class Stepper:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _take(self, batch: Batch, targets: int) -> StepResult:
+    def _parts(self, batch: Batch, targets: int) -> Tensor:
         accelerator = self._accelerator
         parts = batch.split(self._rows_at_once)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
@@ -119,15 +140,7 @@ class Stepper:
                     self._check(float(accelerator.reduce(share.detach(), reduction="sum")), 0.0, batch)
                 # Processes are averaged and micro-steps divided by their number: both are undone here.
                 accelerator.backward(share / targets * accelerator.num_processes * len(parts))
-        norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
-        loss = float(accelerator.reduce(nats, reduction="sum")) / targets
-        self._check(loss, norm, batch)
-        rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if not accelerator.optimizer_step_was_skipped:  # a scaled loss that overflowed is tried again, scaled less
-            self.scheduler.step()
-        return StepResult(loss, norm, rates)
+        return nats
 
     def _nats(self, part: Batch) -> Tensor:
         """Sum of nats over the scored targets of some rows."""
@@ -143,7 +156,7 @@ class Stepper:
         return output.nll.sum()
 
     def _check(self, loss: float, norm: float, batch: Batch) -> None:
-        scaled = self._accelerator.scaler is not None
+        scaled = self._accelerator.scaler is not None and self._skipped < MAX_SKIPPED
         if math.isfinite(loss) and (math.isfinite(norm) or scaled):
             return
         self.optimizer.zero_grad(set_to_none=True)
