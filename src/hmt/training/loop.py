@@ -81,6 +81,7 @@ class Training:
         self._progress = self._saved.progress
         self._keep = keep
         self._signalled = False
+        self._prepared: torch.nn.Module = model
         self._started = 0.0
         main = self.accelerator.is_main_process
         self._record = Record(options.record, writes=keep and main)
@@ -156,6 +157,7 @@ class Training:
         optimizer = torch.optim.AdamW(parameter_groups(reader, self.options), weight_decay=self.options.weight_decay)
         scheduler = learning_rate_schedule(optimizer, self.options, stage.steps)
         prepared, optimizer = self.accelerator.prepare(reader, optimizer)
+        self._prepared = prepared
         resumes = self._progress.step and load_engine(self.accelerator, prepared, self.options.save_ckpt)
         if self._progress.step and self._saved.optimizer is not None:
             if not resumes:
@@ -223,9 +225,10 @@ class Training:
             OSError: If it cannot be written.
         """
         weights = gathered(self.accelerator, self.model)
+        engine = save_engine(self.accelerator, self._prepared, self.options.save_ckpt)
         self._progress.stage = len(self.stages)
         if self.accelerator.is_main_process:
-            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), weights=weights)
+            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), engine, weights)
 
     def _save(self, stepper: Stepper) -> None:
         """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
