@@ -96,9 +96,11 @@ class SegmentGenerator(SegmentReader):
         state = self.start_state(memory, input_ids.shape[0])
         if (copies := config.num_return_sequences or 1) > 1:
             input_ids = input_ids.repeat_interleave(copies, dim=0)
+            attention_mask, earlier_ids = (
+                rows if rows is None else rows.repeat_interleave(copies, dim=0)
+                for rows in (attention_mask, earlier_ids)
+            )
             state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
-            if attention_mask is not None:
-                attention_mask = attention_mask.repeat_interleave(copies, dim=0)
         history, padding = _history(input_ids, attention_mask, earlier_ids)
         context = Context(history.shape[1], padding, config, len(self.embedding_table), str(input_ids.device))
         decoding = plan(context, logits_processor, stopping_criteria, tokenizer)
@@ -182,7 +184,6 @@ def _history(
     """
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if earlier_ids is not None:
-        earlier_ids = earlier_ids.repeat_interleave(len(input_ids) // len(earlier_ids), dim=0)
         input_ids = torch.cat([earlier_ids, input_ids], dim=1)
         real = torch.cat([torch.ones_like(earlier_ids, dtype=torch.bool), real], dim=1)
     if real.all():
