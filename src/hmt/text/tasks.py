@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from hmt.pretrained import first_line, hub_is_reachable, hub_remedy, looks_like_a_path, mapped, offline_mode
-from hmt.text.documents import Document, local_documents, stdlib_documents
+from hmt.text.documents import Document, local_documents, split_files, stdlib_documents
+from hmt.text.questions import Question, jsonl_questions
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ def load_documents(
     if not documents:
         raise ValueError(f"{task_name} has no text in its {split} split")
     return documents
+
+
+def load_questions(task_name: str, split: str, *, limit: int | None = None) -> list[Question]:
+    """Questions of a task; none if the task is plain text.
+
+    Args:
+        task_name: A directory whose splits are files named as in `questions.test.jsonl`.
+        split: "train", "validation" or "test".
+        limit: At most so many questions.
+
+    Raises:
+        ValueError: If a file does not hold questions.
+    """
+    directory = _directory(task_name)
+    files = [file for file in split_files(directory, split) if file.name.startswith("questions.")]
+    return list(islice((question for file in files for question in jsonl_questions(file)), limit))
 
 
 def find_task(task_name: str, split: str) -> None:
