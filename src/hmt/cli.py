@@ -65,6 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         _find_early(chosen)
         _quieten()
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
+        if os.environ.get("RANK", "0") != "0":
+            return OK  # of several processes one tells what came out
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
         if text:

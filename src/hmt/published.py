@@ -166,7 +166,7 @@ class PublishedOptions:
             "stage_1_step": 0,
             "memory_learning_rate": self.learning_rate,
             "train_backbone": not self.use_lora,
-            "mixed_precision": "fp16" if self.fp16 else "no",
+            "mixed_precision": "fp16" if self.fp16 else "auto",
             "report_to": "wandb" if self.wandb_project and self.save_ckpt and _has_wandb() else "",
         }
         if self.save_ckpt is not None:

@@ -17,6 +17,7 @@ from hmt.options.base import parse_share
 from hmt.text.batches import TokenDocument, tokenize
 from hmt.text.tasks import load_documents
 from hmt.training import progress
+from hmt.training.launch import is_cut_up
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out, score
 from hmt.training.watch import flat
@@ -47,8 +48,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
     samples = _test_samples(training, texts) if options.test_step else []  # before hours of training
     figures = training.run(texts.split("train"), texts.split("validation") if options.eval_step else None)
     if figures["interrupted"]:
-        where = f"stopped at step {figures['steps']}"
-        return figures, f"{where}; the same command with --resume goes on from {options.save_ckpt}"
+        return figures, f"stopped at step {figures['steps']}; {_how_to_go_on(training)}"
     closing = (
         f"trained {figures['trainable_parameters']:,} parameters (the memory is {figures['extra_percent']:.2f}% of the "
         f"backbone) for {figures['steps']} steps and {figures['tokens']:,} tokens in {figures['seconds']:.0f} s; "
@@ -60,7 +60,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         closing += f"\n{line}"
         training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
     training.accelerator.end_training()
-    return figures, closing if training.accelerator.is_main_process else ""
+    return figures, closing
 
 
 def test(options: TrainOptions) -> tuple[dict[str, Any], str]:
@@ -111,6 +111,12 @@ def _resumed(options: TrainOptions) -> progress.Saved | None:
     logger.info("going on after step %d, from %s", saved.progress.steps, options.save_ckpt)
     options.load_from_ckpt = str(options.save_ckpt)
     return saved
+
+
+def _how_to_go_on(training: Training) -> str:
+    if is_cut_up(training.model):
+        return f"--load_from_ckpt {training.options.save_ckpt} begins another run with its weights"
+    return f"the same command with --resume goes on from {training.options.save_ckpt}"
 
 
 def _test_samples(training: Training, texts: _Texts) -> list[Tensor]:

@@ -71,8 +71,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
     """Dropout of the adapter."""
     train_backbone: bool = False
     """Train all of the backbone. By default it is frozen."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Compute in this format while the weights stay as they are; fp16 scales the loss and needs an accelerator."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Format to compute in while the weights stay as they are; auto is the launcher's, without one none."""
     gradient_checkpointing: bool = False
     """Keep only the window of each segment and compute it again for the gradient: less memory, more time."""
     eval_step: int | None = None

@@ -7,6 +7,7 @@ optimizer and a schedule of its own, as if it were a command of its own.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
+
+logger = logging.getLogger(__name__)
 
 STAGE_1_SEGMENTS = 2
 
@@ -50,7 +53,9 @@ def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
     if options.train_backbone:
         model.requires_grad_(True)
         return
-    if options.use_lora and not model.has_adapter:
+    if options.use_lora and model.has_adapter:
+        logger.info("the checkpoint's own adapter is trained on: --lora_rank, --lora_alpha and --lora_dropout are its")
+    elif options.use_lora:
         model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(options.use_lora and "lora_" in name)
@@ -89,14 +94,34 @@ def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: TrainOptio
     return LambdaLR(optimizer, factor)
 
 
+@dataclass(frozen=True)
+class PartSizes:
+    """How many parameters each part of a model has."""
+
+    backbone: int
+    adapter: int
+    memory: int
+
+    @classmethod
+    def of(cls, model: HMTForCausalLM) -> PartSizes:
+        """The sizes of a model's parts."""
+        backbone = [(name, parameter.numel()) for name, parameter in model.backbone.named_parameters()]
+        adapter = sum(count for name, count in backbone if "lora_" in name)
+        memory = sum(parameter.numel() for parameter in model.memory.parameters())
+        return cls(sum(count for _, count in backbone) - adapter, adapter, memory)
+
+    @property
+    def memory_percent(self) -> float:
+        """What the memory adds, in percent of the backbone."""
+        return 100 * self.memory / self.backbone
+
+
 def describe_parts(model: HMTForCausalLM) -> str:
     """One line: what is trained, and what the memory adds to the backbone."""
-    backbone = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name)
-    memory = sum(p.numel() for p in model.memory.parameters())
-    adapter = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" in name)
+    sizes = PartSizes.of(model)
     trained = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
-    parts = [f"memory {memory:,} ({100 * memory / backbone:.2f}% of the backbone)"]
-    if adapter:
-        parts.append(f"adapter {adapter:,} ({100 * adapter / backbone:.2f}%)")
-    parts.append(f"backbone {backbone:,}{'' if trained > adapter else ', frozen'}")
+    parts = [f"memory {sizes.memory:,} ({sizes.memory_percent:.2f}% of the backbone)"]
+    if sizes.adapter:
+        parts.append(f"adapter {sizes.adapter:,} ({100 * sizes.adapter / sizes.backbone:.2f}%)")
+    parts.append(f"backbone {sizes.backbone:,}{'' if trained > sizes.adapter else ', frozen'}")
     return f"parameters: {', '.join(parts)}"

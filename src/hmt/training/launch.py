@@ -33,7 +33,7 @@ def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator
         ImportError: If the launcher asks for DeepSpeed and it is not installed; names the extra.
         ValueError: If the processes that were launched do not see each other.
     """
-    precision: str | None = None if options.mixed_precision == "no" else options.mixed_precision
+    precision: str | None = None if options.mixed_precision == "auto" else options.mixed_precision
     if precision == "fp16" and device.type == "cpu":
         logger.warning("float16 cannot be computed with on a CPU: using bfloat16 instead")
         precision = "bf16"
@@ -125,6 +125,9 @@ def save_engine(accelerator: Accelerator, prepared: nn.Module, checkpoint: Path)
 
     Returns:
         The directory with the parts, to be moved into the checkpoint; None where one process has everything.
+
+    Raises:
+        OSError: In all processes, if one has no room for its part.
     """
     if not uses_deepspeed(accelerator):
         return None
@@ -133,9 +136,21 @@ def save_engine(accelerator: Accelerator, prepared: nn.Module, checkpoint: Path)
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
+    # A process that failed while it writes would leave the others waiting for it: so they ask before.
+    missing = torch.tensor(float(_missing_bytes(prepared, aside.parent)), device=accelerator.device)
+    if (total := int(accelerator.reduce(missing, reduction="sum"))) > 0:
+        raise OSError(f"no room for the optimizer's parts in {aside.parent}: {total / 1e6:,.0f} MB are missing")
     engine.save_checkpoint(str(aside), tag=ENGINE_FOLDER)
     accelerator.wait_for_everyone()
     return aside
+
+
+def _missing_bytes(model: nn.Module, folder: Path) -> int:
+    """Bytes that a directory lacks for the weights, a float32 copy of what is trained and its two moments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return max(weights + 3 * 4 * trained - shutil.disk_usage(folder).free, 0)
 
 
 def load_engine(accelerator: Accelerator, prepared: nn.Module, checkpoint: Path) -> bool:

@@ -24,6 +24,7 @@ from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
 from hmt.training import progress as runs
 from hmt.training.curriculum import (
+    PartSizes,
     Stage,
     choose_trained_parts,
     curriculum,
@@ -31,7 +32,15 @@ from hmt.training.curriculum import (
     learning_rate_schedule,
     parameter_groups,
 )
-from hmt.training.launch import check_stages, gathered, is_cut_up, load_engine, make_accelerator, save_engine
+from hmt.training.launch import (
+    check_stages,
+    gathered,
+    is_cut_up,
+    load_engine,
+    make_accelerator,
+    save_engine,
+    uses_deepspeed,
+)
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
@@ -237,17 +246,16 @@ class Training:
         if is_cut_up(self.model):  # only whole weights can be kept of it
             self.save()
             return
-        engine = save_engine(self.accelerator, stepper.model, self.options.save_ckpt)
-        if not self.accelerator.is_main_process:
-            return
         state = {"scheduler": stepper.scheduler.state_dict()}
-        if engine is None:
+        if not uses_deepspeed(self.accelerator):
             state["optimizer"] = stepper.optimizer.state_dict()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         saved = Saved(self._progress, state, self._saved.best)
         try:
-            runs.save(self.model, self._tokenizer, self.options, saved, engine)
+            engine = save_engine(self.accelerator, stepper.model, self.options.save_ckpt)
+            if self.accelerator.is_main_process:
+                runs.save(self.model, self._tokenizer, self.options, saved, engine)
         except OSError as error:
             logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
 
@@ -320,8 +328,7 @@ class Training:
             logger.info("%s", line)
 
     def _figures(self) -> dict[str, Any]:
-        model, progress = self.model, self._progress
-        backbone = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name)
+        progress = self._progress
         losses = [entry["loss"] for entry in self._record.history]
         return {
             "steps": progress.steps,
@@ -329,7 +336,7 @@ class Training:
             "seconds": progress.seconds,
             "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
             "trainable_parameters": sum(p.numel() for _, p in self._trained()),
-            "extra_percent": 100 * sum(p.numel() for p in model.memory.parameters()) / backbone,
+            "extra_percent": PartSizes.of(self.model).memory_percent,
             "first_loss": _mean(losses[:LOG_EVERY_STEPS]),
             "last_loss": _mean(losses[-LOG_EVERY_STEPS:]),
             "best_validation_loss": progress.best,

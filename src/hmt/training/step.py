@@ -98,7 +98,10 @@ class Stepper:
         loss = float(accelerator.reduce(nats, reduction="sum")) / targets
         self._check(loss, norm, batch)
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:  # the first step allocates the moments
+            raise _out_of_memory(error) from error
         self.optimizer.zero_grad(set_to_none=True)
         if accelerator.optimizer_step_was_skipped:  # the scaled gradient overflowed; the next is scaled less
             self._skipped += 1
@@ -113,13 +116,9 @@ class Stepper:
             try:
                 return self._parts(batch, targets)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
+                reason = _out_of_memory(error)
                 if self._rows_at_once == 1 or self._accelerator.num_processes > 1:
-                    raise ValueError(
-                        "out of memory: lower --batch_size, --bptt_depth or --segment_length, or give "
-                        f"--gradient_checkpointing ({first_line(error)})"
-                    ) from error
+                    raise reason from error
                 self._rows_at_once = math.ceil(self._rows_at_once / 2)
                 logger.warning("out of memory: going on with %d rows at a time", self._rows_at_once)
             self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +165,9 @@ class Stepper:
             else f"the gradient's norm is {norm} at a loss of {loss:.3f}"
         )
         kept = self._keep(batch)
-        raise FloatingPointError(f"{what}; the step was not taken, its batch is in {kept}: {ADVICE}")
+        # DeepSpeed has stepped by the time it tells the norm.
+        taken = "taken" if uses_deepspeed(self._accelerator) and math.isfinite(loss) else "not taken"
+        raise FloatingPointError(f"{what}; the step was {taken}, its batch is in {kept}: {ADVICE}")
 
     def _keep(self, batch: Batch) -> Path:
         path = self._options.record / f"bad_batch-{self._accelerator.process_index}.safetensors"
@@ -174,3 +175,13 @@ class Stepper:
         with atomic_file(path) as file:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         return path
+
+
+def _out_of_memory(error: RuntimeError) -> ValueError:
+    """What to tell of an error that is for want of memory; any other is raised again."""
+    if not should_reduce_batch_size(error):
+        raise error
+    return ValueError(
+        "out of memory: lower --batch_size, --bptt_depth or --segment_length, or give --gradient_checkpointing "
+        f"({first_line(error)})"
+    )
