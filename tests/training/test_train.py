@@ -268,8 +268,19 @@ def test_a_tracker_gets_the_figures_of_every_step(tmp_path: Path, monkeypatch: p
     assert {file.name.split("_")[0] for file in run.rglob("*.png")} == {"curves", "recall"}
 
 
+def test_tensorboard_gets_the_figures_and_the_pictures(tmp_path: Path) -> None:
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=2, save_ckpt=tmp_path / "ckpt",
+                           report_to="tensorboard")  # fmt: skip
+    training = Training(make_model(), options)
+    training.run(documents())
+    training.accelerator.end_training()
+    (events,) = (tmp_path / "ckpt.run" / "ckpt").glob("events.out.*")
+    written = events.read_bytes()
+    assert all(tag in written for tag in (b"loss", b"grad_norm", b"curves", b"recall", b"PNG"))
+
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.PACKAGES, "trackio", "no_such_package")
+    monkeypatch.setitem(watch.PACKAGES, "trackio", ("no_such_package",))
     options = TrainOptions(**SMALL, report_to="trackio", save_ckpt=tmp_path / "ckpt")
     with pytest.raises(ImportError, match="pip install no_such_package"):
         Training(make_model(), options)

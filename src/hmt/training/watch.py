@@ -21,7 +21,8 @@ from hmt.report.curves import plot_recall, plot_training
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
+PACKAGES = {"wandb": ("wandb",), "tensorboard": ("tensorboardX", "tensorboard"), "trackio": ("trackio",)}
+"""Any of these serves a tracker; the first is the smallest."""
 
 
 def check_trackers(options: TrainOptions) -> list[str]:
@@ -31,8 +32,8 @@ def check_trackers(options: TrainOptions) -> list[str]:
         ImportError: If one is not installed; names the package.
     """
     for name in options.trackers:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ImportError(f"--report_to {name} needs {PACKAGES[name]}: pip install {PACKAGES[name]}")
+        if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
+            raise ImportError(f"--report_to {name} needs {PACKAGES[name][0]}: pip install {PACKAGES[name][0]}")
     return options.trackers
 
 
@@ -58,7 +59,8 @@ def show_pictures(accelerator: Accelerator, files: list[Path], step: int) -> Non
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             pictures = {file.stem: image.imread(file)[None, :, :, :3] for file in files}
-            tracker.log_images(pictures, step=step)
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(pictures, step=step, **layout)
 
 
 @contextmanager
