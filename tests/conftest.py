@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
+from hmt.options import TrainOptions
+from hmt.training.launch import make_accelerator
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -146,3 +149,11 @@ def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return status, captured.out, captured.err
 
     return call
+
+
+def scaled_accelerator(options: TrainOptions, factor: float) -> Accelerator:
+    """What Accelerate makes of float16 on a GPU, here on a CPU: float16 under autocast, and a scaled loss."""
+    accelerator = make_accelerator(options, torch.device("cpu"))
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+    return accelerator

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -18,7 +20,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield unfinished
+        with _write_errors(path):
+            yield unfinished
         _flush(unfinished)
         os.replace(unfinished, path)
     finally:
@@ -41,7 +44,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        yield unfinished
+        with _write_errors(path):
+            yield unfinished
         for file in unfinished.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -51,6 +55,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Errors of writing as what they are, an OSError: safetensors and torch have their own for a full disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch.save, into an open file
+            raise error.__context__ from error
+        raise
 
 
 def recover_directory(path: Path) -> None:

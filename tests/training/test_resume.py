@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hmt.text.batches import TokenDocument
 from hmt.training import progress
 from hmt.training.loop import Training
 from hmt.training.step import Stepper
-from tests.conftest import byte_tokenizer, make_backbone, random_ids
+from tests.conftest import byte_tokenizer, make_backbone, random_ids, scaled_accelerator
 
 FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
@@ -114,20 +115,40 @@ def test_a_disk_that_is_full_does_not_stop_the_run(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)
-    training = Training(wrap(base), options)
-    written = torch.save
+    training = Training(wrap(base), options, byte_tokenizer())
+    take, taken = Stepper.take, []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(state: Any, path: Path) -> None:
-        if state["scheduler"]["last_epoch"] != 3:
-            raise OSError(28, "No space left on device")
-        written(state, path)
+    def take_until_full(self: Stepper, *arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) > 3:  # larger files cannot be written any more, as far as the writers can tell
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        return take(self, *arguments)
 
-    monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(Training, "save", lambda self: None)  # that of the end, which would succeed
-    assert training.run(TEXT)["steps"] == 10
-    assert "the checkpoint of step 6 could not be saved: [Errno 28] No space left" in caplog.text
+    monkeypatch.setattr(Stepper, "take", take_until_full)
+    try:
+        with pytest.raises(OSError, match=r"File too large"):  # of the end; nothing more can be done
+            training.run(TEXT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(taken) == 10
+    assert [f"step {n} could not be saved" in caplog.text for n in (3, 6, 9)] == [False, True, True]
     assert progress.load(options.save_ckpt).progress.steps == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_with_a_scaled_loss_goes_on_with_its_scale(base: Path, tmp_path: Path) -> None:
+    options = TrainOptions(**FLAGS | {"stage_1_step": 0}, save_ckpt=tmp_path / "whole")
+    expected = Training(wrap(base), options, accelerator=scaled_accelerator(options, 2.0**24)).run(TEXT)
+    options.save_ckpt = tmp_path / "ckpt"
+    first = Training(wrap(base), options, byte_tokenizer(), accelerator=scaled_accelerator(options, 2.0**24))
+    first._signalled = True  # stops after the first step, whose gradient overflows
+    assert first.run(TEXT)["steps"] == 1
+    saved, model = progress.load(options.save_ckpt), HMTForCausalLM.from_pretrained(options.save_ckpt)
+    accelerator = scaled_accelerator(options, 2.0**3)
+    got = Training(model, options, saved=saved, accelerator=accelerator).run(TEXT)
+    assert [e["loss"] for e in got["history"]] == [e["loss"] for e in expected["history"]]
+    assert accelerator.scaler.get_scale() > 2.0**3
 
 
 def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None:

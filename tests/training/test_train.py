@@ -20,14 +20,20 @@ from hmt.training import watch
 from hmt.training.curriculum import choose_trained_parts, curriculum, parameter_groups
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out, score
-from tests.conftest import make_model, random_ids
+from tests.conftest import make_model, random_ids, scaled_accelerator
 
 SMALL = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2}
 
 
-def fit(model: HMTForCausalLM, text: list[TokenDocument], options: TrainOptions, **more: Any) -> dict[str, Any]:
+def fit(
+    model: HMTForCausalLM,
+    text: list[TokenDocument],
+    options: TrainOptions,
+    accelerator: Accelerator | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """Train, and keep nothing but the model."""
-    return Training(model, options, keep=False).run(text, **more)
+    return Training(model, options, keep=False, accelerator=accelerator).run(text, **more)
 
 
 def documents() -> list[TokenDocument]:
@@ -191,6 +197,31 @@ def test_mixed_precision_leaves_the_weights_in_float32(precision: str) -> None:
     figures = fit(model, documents(), options)
     assert figures["last_loss"] < figures["first_loss"]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_scaled_loss_takes_the_same_steps() -> None:
+    options = TrainOptions(**SMALL, stage_1_step=2, training_step=4)
+    plain = fit(make_model(), documents(), options)["history"]
+    got = fit(make_model(), documents(), options, accelerator=scaled_accelerator(options, 2.0**10))["history"]
+    for name in ("loss", "grad_norm"):
+        assert [e[name] for e in got] == pytest.approx([e[name] for e in plain], rel=1e-2), name
+
+
+def test_steps_whose_scaled_gradient_overflows_are_skipped_until_the_scale_fits(tmp_path: Path) -> None:
+    options = TrainOptions(**SMALL, stage_1_step=0, training_step=30, lr_decay_step=1, save_ckpt=tmp_path / "ckpt")
+    accelerator = scaled_accelerator(options, 2.0**26)
+    history = fit(make_model(), documents(), options, accelerator=accelerator)["history"]
+    skipped = [not math.isfinite(entry["grad_norm"]) for entry in history]
+    count = sum(skipped)
+    assert 0 < count < 20
+    assert skipped == [True] * count + [False] * (30 - count)
+    assert accelerator.scaler.get_scale() == 2.0 ** (26 - count)
+    rates = [entry["learning_rates"]["memory"] for entry in history]
+    assert rates[: count + 1] == [rates[0]] * (count + 1)  # a step that was not taken is none of the schedule's
+    assert rates[count + 1] < rates[count]
+    assert all(math.isfinite(entry["loss"]) for entry in history)
+    with pytest.raises(FloatingPointError, match="the gradient's norm is nan"):  # no scale helps a gradient like this
+        fit(make_model(), documents(), options, accelerator=scaled_accelerator(options, 2.0**100))
 
 
 def test_two_runs_with_one_seed_are_equal() -> None:

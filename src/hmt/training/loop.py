@@ -266,7 +266,11 @@ class Training:
         longest = max(documents, key=lambda document: len(document.ids)).ids
         sample = longest[: DRAWN_SEGMENTS * self.model.config.fresh_tokens]
         trace = None if is_cut_up(self.model) else recall_of(self.model, sample)
-        pictures = draw(self.options.record, self._record.history, trace)
+        try:
+            pictures = draw(self.options.record, self._record.history, trace)
+        except OSError as error:
+            logger.warning("the pictures of the run could not be written: %s", error)
+            return
         show_pictures(self.accelerator, pictures, self._progress.steps)
         self._say(f"pictures in {', '.join(str(picture) for picture in pictures)}")
 

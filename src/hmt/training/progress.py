@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from transformers import PreTrainedTokenizerBase
 from hmt.atomic import atomic_directory, atomic_file
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "training"
 
@@ -119,7 +122,8 @@ def save(
         state = {"progress": asdict(saved.progress), "options": asdict(options)}
         (training / "progress.json").write_text(json.dumps(state, indent=1, default=str) + "\n")
         if saved.optimizer is not None:
-            torch.save(saved.optimizer, training / "optimizer.pt")
+            with (training / "optimizer.pt").open("wb") as file:
+                torch.save(saved.optimizer, file)
         if engine is not None:
             engine.rename(training / engine.name.rpartition(".")[2])
         if saved.best is not None:
@@ -207,9 +211,14 @@ class Record:
         self._write(self.history[-1])
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._writes:
+        if not self._writes:
+            return
+        try:
             with (self._path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self._writes = False
+            logger.warning("from step %s on no figures are written: %s", line["step"], error)
 
 
 def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
