@@ -66,4 +66,6 @@ def _api_key(options: ServeOptions) -> str | None:
             f"clients need a key: put any long random text into {API_KEY} or a file given with --api_key_file, or "
             "serve without one on loopback with --no-require_key"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the key must be printable ASCII: clients cannot send any other in a header")
     return key

@@ -56,6 +56,22 @@ def test_rows_of_different_length_get_the_text_they_get_alone(side: str, family:
         assert torch.equal(got[index, 40:], alone[0, len(row) :])
 
 
+def test_padding_tokens_are_padding_where_no_text_ends_with_them() -> None:
+    model = make_model()
+    ids = random_ids(2, 20).clamp(min=3)
+    ids[0, :7] = 0
+    ids[1, 5] = 0  # within a text it is text
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    settings = {"max_new_tokens": 9, "eos_token_id": 2, "pad_token_id": 0}
+    expected = model.generate(ids, attention_mask=mask, **settings)
+    assert torch.equal(model.generate(ids, **settings), expected)
+    everything = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    assert not torch.equal(everything, expected)
+    assert torch.equal(model.generate(ids, max_new_tokens=9, eos_token_id=0, pad_token_id=0)[1], model.generate(
+        ids[1:], max_new_tokens=9, eos_token_id=0, pad_token_id=0)[0])  # fmt: skip
+
+
 @pytest.mark.parametrize(("family", "sharpness"), [("llama", 10), ("gemma3", 10), ("mamba", 1)])
 @torch.no_grad()
 def test_a_row_in_a_batch_is_written_from_the_hidden_states_it_has_alone(family: str, sharpness: float) -> None:

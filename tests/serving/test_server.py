@@ -285,6 +285,10 @@ def test_a_server_without_a_key_is_not_started_by_accident(
     status, _, complaint = run_cli("serve", "--model_name", backbone_dir)
     assert (status, complaint.count("\n")) == (2, 1)
     assert "clients need a key" in complaint
+    monkeypatch.setenv("HMT_API_KEY", "schlüssel")
+    status, _, complaint = run_cli("serve", "--model_name", backbone_dir)
+    assert status == 2
+    assert "must be printable ASCII" in complaint
     status, _, complaint = run_cli("serve", "--model_name", backbone_dir, "--no-require_key", "--host", "0.0.0.0")
     assert status == 2
     assert "serves on loopback only, not on 0.0.0.0" in complaint

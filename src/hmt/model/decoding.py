@@ -166,7 +166,7 @@ def settle(given: GenerationConfig | None, own: GenerationConfig, overrides: dic
     if config.do_sample and config.top_k is None:
         config.top_k = DEFAULT_TOP_K
     if config.pad_token_id is None:
-        config.pad_token_id = next(iter(end_tokens(config)), 0)
+        config.pad_token_id = next(iter(end_tokens(config)), None)
     return config
 
 

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
-from hmt.model.decoding import Context, Decoding, limit_length, plan, settle
+from hmt.model.decoding import Context, Decoding, end_tokens, limit_length, plan, settle
 from hmt.model.outputs import RecallTrace
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Stream
@@ -68,7 +68,8 @@ class SegmentGenerator(SegmentReader):
             input_ids: Prompts, (B, T), of any length.
             memory: What was read before the prompts; nothing where None. It is left as it is, so that it can be
                 asked again.
-            attention_mask: (B, T), nonzero at real tokens; padding may stand on either side.
+            attention_mask: (B, T), nonzero at real tokens; padding may stand on either side. Where None, padding
+                tokens at the ends of rows are taken for padding, as in transformers: only if no text ends with them.
             generation_config: Settings of transformers; the model's own where None.
             logits_processor: Further processors, applied where transformers does, before those of sampling.
             stopping_criteria: Further reasons to stop.
@@ -91,6 +92,8 @@ class SegmentGenerator(SegmentReader):
             raise ValueError(f"input_ids must be (batch, tokens), got {tuple(input_ids.shape)}")
         config = settle(generation_config, self.generation_config, kwargs)
         limit_length(config, input_ids.shape[1])
+        if attention_mask is None:
+            attention_mask = _without_padding(input_ids, config)
         if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
             raise ValueError("every row needs a token to go on from")
         state = self.start_state(memory, input_ids.shape[0])
@@ -126,13 +129,14 @@ class SegmentGenerator(SegmentReader):
         """The decoding loop, from the hidden states (B, D) at the end of the prompts (B, T), padded on the left."""
         config = decoding.config
         running = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
+        filler = config.pad_token_id or 0
         all_scores, all_logits = [], []
         for count in range(config.max_new_tokens):
             if count:
                 hidden = writer.feed(sequences[:, -1], running)
             logits = head(self.backbone, hidden).float()
             scores = decoding.processors(sequences, logits)  # type: ignore[arg-type]
-            tokens = torch.where(running, _choose(scores, config.do_sample), config.pad_token_id)
+            tokens = torch.where(running, _choose(scores, config.do_sample), filler)
             sequences = torch.cat([sequences, tokens[:, None]], dim=1)
             if config.output_scores:
                 all_scores.append(scores)
@@ -172,6 +176,15 @@ def _choose(scores: Tensor, sample: bool | None) -> Tensor:
     if sample:
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
     return scores.argmax(dim=-1)
+
+
+def _without_padding(input_ids: Tensor, config: GenerationConfig) -> Tensor | None:
+    """Mask (B, T) of what is no padding at the ends of a row; None where padding cannot be told from text."""
+    if config.pad_token_id is None or config.pad_token_id in end_tokens(config):
+        return None
+    text = input_ids != config.pad_token_id
+    from_left, from_right = text.cumsum(dim=1), text.flip(1).cumsum(dim=1).flip(1)
+    return None if text.all() else (from_left > 0) & (from_right > 0)
 
 
 def _history(
