@@ -1,4 +1,4 @@
-"""What the harness is told: as its own model has it where that can read the text, and of every token where it cannot."""
+"""What the harness is told: the same as by its own model where that can read a text, and all of it where it cannot."""
 
 from __future__ import annotations
 

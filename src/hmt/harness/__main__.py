@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
+from importlib import import_module
+
+from hmt.options.harness import check_installed
 
 
 def main() -> None:
-    """Register the model and pass all flags on."""
+    """Register the model and pass all flags on; a mistake is one line and exit status 2."""
     try:
-        importlib.import_module("hmt.harness.adapter")
-        from lm_eval.__main__ import cli_evaluate
-
-        cli_evaluate()
+        check_installed()
+        import_module("hmt.harness.adapter")
+        import_module("lm_eval.__main__").cli_evaluate()
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"hmt.harness: {error}\n")
         sys.exit(2)
 
 
-main()
+if __name__ == "__main__":
+    main()

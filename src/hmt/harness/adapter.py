@@ -27,6 +27,7 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ModelOptions
 from hmt.pretrained import locate, read_checkpoint_config
+from hmt.text.chat import ChatTemplate
 
 UNLIMITED = 1 << 30
 """Tokens of a text, where the harness asks for a limit: more than any has, and yet a size that torch can slice by."""
@@ -111,6 +112,15 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
             "model_source": self.model.config.backbone_source,
             "model_memory": memory_fields(self.model.config),
         }
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text.
+
+        Raises:
+            ValueError: If the tokenizer has no chat template.
+        """
+        ChatTemplate(self.tokenizer)
+        return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole documents, segment after segment, after the prefix token."""

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hmt.options.base import ModelOptions, OutputOptions, check_positive
+
+
+def check_installed() -> None:
+    """Make sure that the harness is there.
+
+    Raises:
+        ImportError: If it is not; names the extra.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ImportError("tasks of lm-evaluation-harness need lm_eval, the extra lm-eval: pip install lm_eval")
 
 
 @dataclass(kw_only=True)
@@ -22,6 +35,8 @@ class HarnessOptions(OutputOptions, ModelOptions):
     """Use the first so many documents of each task, or below 1 such a share of them."""
     batch_size: int = 1
     """Rows read side by side."""
+    metadata: str | None = None
+    """Arguments of tasks that take some, as JSON: '{"max_seq_lengths": [4096, 8192]}' for ruler."""
     gen_kwargs: str | None = None
     """Settings of generation over those of the tasks: max_gen_toks=64,do_sample=true,temperature=0.8."""
     add_bos_token: bool | None = None
@@ -44,8 +59,10 @@ class HarnessOptions(OutputOptions, ModelOptions):
 
         Raises:
             ValueError: Naming the flag.
+            ImportError: If the harness is not installed.
         """
         super().check()
+        check_installed()
         check_positive(self, "limit", "batch_size")
         for name in ("num_fewshot", "bootstrap_iters"):
             if (getattr(self, name) or 0) < 0:
@@ -54,8 +71,24 @@ class HarnessOptions(OutputOptions, ModelOptions):
             raise ValueError(f"tasks must name at least one, got {self.tasks!r}")
         if self.include_path is not None and not self.include_path.is_dir():
             raise ValueError(f"include_path must be a directory, got {self.include_path}")
+        _ = self.task_metadata
         if self.predict_only and self.output_path is None:
             raise ValueError("predict_only writes answers; say where with --output_path")
+
+    @property
+    def task_metadata(self) -> dict[str, Any]:
+        """The arguments of the tasks.
+
+        Raises:
+            ValueError: If they are no JSON object.
+        """
+        try:
+            values = json.loads(self.metadata or "{}")
+        except json.JSONDecodeError:
+            values = None
+        if not isinstance(values, dict):
+            raise ValueError(f"metadata must be a JSON object, got {self.metadata!r}")
+        return values
 
     @property
     def task_names(self) -> list[str]:
