@@ -107,3 +107,16 @@ def test_whole_segments_of_a_context_are_read_once(monkeypatch: pytest.MonkeyPat
     in_order(model, [(context, [token]) for token in range(4)] + [(context, [5, token]) for token in range(4)])
     assert read["remember"] == 14 * 5
     assert read["step"] == 14 * 5 + 2 * 4  # two rows of the rest: for the answers of one token, and for those of two
+
+
+def test_one_unlikely_token_is_enough_not_to_be_greedy() -> None:
+    model = make_model()
+    context = ids(40, seed=1)
+    likeliest = model.generate(torch.tensor([context]), max_new_tokens=1)[0, -1]
+    begun = torch.tensor([[*context, (int(likeliest) + 1) % 300]])
+    written = model.generate(begun, max_new_tokens=3, eos_token_id=[])
+    assert isinstance(written, torch.Tensor)
+    [answer] = in_order(model, [(context, written[0, len(context) :].tolist())])
+    assert not answer.greedy
+    [rest] = in_order(model, [(begun[0].tolist(), written[0, begun.shape[1] :].tolist())])
+    assert rest.greedy
