@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
     "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report", "training", "serving",
-    "verbs", "cli",
+    "harness", "verbs", "cli",
 )  # fmt: skip
 VERBS = ("evaluate", "train", "remember", "generate", "chat", "serve", "published", "convert", "demo")
 FILES = [

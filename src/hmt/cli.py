@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "generate": (options.GenerateOptions, "hmt.generate"),
     "chat": (options.ChatOptions, "hmt.chat"),
     "serve": (options.ServeOptions, "hmt.serve"),
+    "harness": (options.HarnessOptions, "hmt.harness.evaluation"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
@@ -193,7 +194,7 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL"):
+    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "lm_eval"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging
 

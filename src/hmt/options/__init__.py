@@ -4,6 +4,7 @@ These files import neither torch nor transformers, so that `hmt --help` answers 
 """
 
 from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.harness import HarnessOptions
 from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
@@ -24,6 +25,7 @@ __all__ = [
     "DemoOptions",
     "EvaluateOptions",
     "GenerateOptions",
+    "HarnessOptions",
     "ModelOptions",
     "OutputOptions",
     "RememberOptions",
