@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "generate": (options.GenerateOptions, "hmt.generate"),
     "chat": (options.ChatOptions, "hmt.chat"),
     "serve": (options.ServeOptions, "hmt.serve"),
+    "report": (options.ReportOptions, "hmt.report.publish"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
