@@ -19,7 +19,7 @@ from hmt.memory.state import MemoryState
 from hmt.metrics.resources import Meter
 from hmt.model.loading import load
 from hmt.options import RememberOptions
-from hmt.report.recollection import describe_kept, kept_segments
+from hmt.report.kept import describe_kept, kept_segments
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document, read_text
 

@@ -120,6 +120,20 @@ def test_a_measure_is_plotted_against_whatever_length_its_rows_have() -> None:
     assert measured_charts(QUALITY, [{"row": "hmt", "ppl": 3.0}]) == []
 
 
+def test_rows_of_a_single_length_stand_side_by_side() -> None:
+    rows = [{"row": f"row {n}", "context_tokens": 1024, "ppl": 9.0, "ppl_low": 8.5, "ppl_high": 9.5} for n in range(10)]
+    (chart,) = measured_charts(QUALITY, rows)
+    assert isinstance(chart, LineChart)
+    places = [place for line in chart.lines for place in chart.places(line)]
+    left, right = chart.span[0]
+    assert places == sorted(set(places))
+    assert left < places[0] < places[-1] < right
+    assert {row[1] for row in chart.table()[1]} == {1024}  # the numbers stay what they are
+    assert draw(chart).count('class="whisker"') == 10
+    looks = [(line.colour % 8, line.strokes) for line in chart.lines]
+    assert len(set(looks)) == 10
+
+
 def test_each_row_has_a_map_of_needles() -> None:
     cells = [
         {"row": row, "length": n, "depth": d, "accuracy": 0.25, "count": 4}

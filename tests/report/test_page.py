@@ -218,6 +218,16 @@ def test_a_page_is_made_on_the_command_line(tmp_path: Path, run_cli: Any) -> Non
     assert (tmp_path / "r" / "report.html").is_file()
 
 
+def test_the_report_of_a_checkpoint_is_not_lost_with_the_next_checkpoint(tmp_path: Path, run_cli: Any) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first.run").mkdir()
+    (tmp_path / "first.json").write_text(json.dumps(FIGURES))
+    for name in ("first", "first.run"):
+        status, said, complaint = run_cli("report", tmp_path / name)
+        assert status == 0, complaint
+        assert str(tmp_path / "first.run" / "report" / "report.html") in said
+
+
 def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(
     backbone_dir: Path, tmp_path: Path, run_cli: Any
 ) -> None:

@@ -19,7 +19,7 @@ class ReportOptions(OutputOptions):
     run_dir: Path | None = None
     """Directory of a run, as if named without a flag."""
     out: Path | None = None
-    """Directory of the report; by default `report` in the first directory, or FILE.report beside the first file."""
+    """Directory of the report; by default `report` in the run's directory, or FILE.report beside a file."""
     model_name: str | None = None
     """Model whose tokenizer the texts of memory files need; by default that of the run, or the one that wrote them."""
 

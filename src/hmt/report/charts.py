@@ -94,6 +94,11 @@ class Line:
     marked: bool = True
     faint: bool = False
 
+    @property
+    def strokes(self) -> tuple[float, ...]:
+        """Lengths of strokes and gaps; other ones where the colours begin again. None for an unbroken line."""
+        return DASHES[(self.dash + self.colour // len(COLOURS)) % len(DASHES)]
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -143,6 +148,15 @@ class LineChart(Chart):
             columns += ["low", "high"]
             rows = [[*row, point.low, point.high] for row, (_, point) in zip(rows, points, strict=True)]
         return columns, rows
+
+    def places(self, line: Line) -> list[Number]:
+        """Where the points of a line stand on x: where they are, but side by side where all have the same."""
+        if len(self.lines) < 2 or len({point.x for one in self.lines for point in one.points}) > 1:
+            return [point.x for point in line.points]
+        left, right = self.span[0]
+        share = (self.lines.index(line) + 1) / (len(self.lines) + 1)
+        between = left * (right / left) ** share if self.x.scale == "log" else left + (right - left) * share
+        return [between] * len(line.points)
 
     @property
     def span(self) -> tuple[tuple[float, float], tuple[float, float]]:

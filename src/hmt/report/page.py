@@ -158,9 +158,11 @@ def _table(table: Table) -> str:
         f'<th scope="col"{" class=number" if number else ""}>{escape(column)}</th>'
         for column, number in zip(table.columns, numeric, strict=True)
     )
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    wordy = [any(isinstance(row[i], str) and len(str(row[i])) > 40 for row in table.rows) for i in range(len(numeric))]
+    body = "\n".join(f"<tr>{''.join(map(_cell, row, table.columns, wordy))}</tr>" for row in table.rows)
     scroll = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+        f"<table{' class=wordy' if any(wordy) and any(table.columns) else ''}>"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
@@ -169,16 +171,23 @@ def _table(table: Table) -> str:
     return f'<div class="table"><h3>{escape(table.title)}</h3>{note}{scroll}</div>'
 
 
-def _cell(value: Cell) -> str:
-    if not isinstance(value, str):
-        return f'<td class="number">{short(value)}</td>'
-    if len(value) <= PREVIEW_CHARACTERS:
-        return f"<td{' class=long' if len(value) > 40 else ''}>{escape(value)}</td>"
-    preview = " ".join(value[:PREVIEW_CHARACTERS].split())
+def _cell(value: Cell, column: str, wordy: bool) -> str:
+    if not wordy:
+        said = escape(value) if isinstance(value, str) else _number(value)
+        return f'<td data-of="{escape(column)}"{"" if isinstance(value, str) else " class=number"}>{said}</td>'
+    text = "-" if value is None else str(value)
+    if len(text) <= PREVIEW_CHARACTERS or not column:
+        return f'<td class="long">{escape(text)}</td>'
+    preview = " ".join(text[:PREVIEW_CHARACTERS].split())
     return (
         f'<td class="long"><details><summary>{escape(preview)} ...</summary>'
-        f'<div class="text">{escape(value)}</div></details></td>'
+        f'<div class="text">{escape(text)}</div></details></td>'
     )
+
+
+def _number(value: float | None) -> str:
+    """A number as a column of numbers has it: four digits, those that are 0 too."""
+    return f"{value:#.4g}" if isinstance(value, float) and abs(value) < 1000 else short(value)
 
 
 def _inert(data: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hmt.atomic import atomic_file
-from hmt.report.charts import COLOURS, DASHES, BarChart, Chart, HeatMap, LineChart, tick_labels
+from hmt.report.charts import COLOURS, BarChart, Chart, HeatMap, LineChart, tick_labels
 
 MARKS = "os^Dvp<h"
 PANEL = (6.4, 4.0)
@@ -52,19 +52,20 @@ def save_png(charts: Sequence[Chart], path: Path, across: int = 1) -> None:
 
 def _lines(axes: Any, chart: LineChart) -> None:
     for line in sorted(chart.lines, key=lambda one: not one.faint):
-        x, y = [point.x for point in line.points], [point.y for point in line.points]
+        x, y = chart.places(line), [point.y for point in line.points]
         axes.plot(
             x,
             y,
             color=COLOURS[line.colour % len(COLOURS)],
-            linestyle=(0, DASHES[line.dash % len(DASHES)]) if DASHES[line.dash % len(DASHES)] else "-",
+            linestyle=(0, line.strokes) if line.strokes else "-",
             linewidth=1 if line.faint else 1.6,
             alpha=0.35 if line.faint else 1,
-            marker=MARKS[line.colour % len(MARKS)] if line.marked else None,
+            marker=MARKS[(line.colour + line.colour // len(COLOURS)) % len(MARKS)] if line.marked else None,
             markersize=4.5,
             label=None if line.faint else line.name,
         )
-        banded = [(p.x, p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
+        points = zip(x, line.points, strict=True)
+        banded = [(place, p.low, p.high) for place, p in points if p.low is not None and p.high is not None]
         if len(banded) > 1:
             axes.fill_between(*zip(*banded, strict=True), color=COLOURS[line.colour % len(COLOURS)], alpha=0.15, lw=0)
         elif banded:
@@ -90,6 +91,7 @@ def _span(axes: Any, chart: LineChart | BarChart) -> None:
         ticks = own.ticks(*ends)
         axis.set_ticks(ticks, tick_labels(ticks))
         axis.set_ticks([], minor=True)
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
 
 

@@ -16,23 +16,26 @@ from hmt.options import ReportOptions
 from hmt.pretrained import load_tokenizer
 from hmt.report.charts import Cell, Chart, as_csv
 from hmt.report.curves import training_charts
+from hmt.report.kept import kept_segments
 from hmt.report.maps import recall_charts
 from hmt.report.measured import COST, QUALITY, measured_charts, needle_charts
 from hmt.report.page import Section, Table, render
 from hmt.report.plot import save_png
-from hmt.report.recollection import kept_segments
 from hmt.report.sources import Material, gather, records
 
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 
-ORIGIN = ("command", "commit", "machine", "python", "torch", "transformers", "environment", "seconds")
+ORIGIN = (
+    "command", "commit", "date", "machine", "processor", "accelerator", "threads", "hmt", "python", "torch",
+    "transformers", "environment", "model", "checkpoints", "matched", "seconds",
+)  # fmt: skip
 """What figures and records may say of how they were made, besides their settings."""
 
 FIRST = (
     "series", "row", "context_tokens", "length", "distance", "ppl", "ppl_low", "ppl_high", "ppl_causal",
-    "bits_per_byte", "accuracy", "tokens", "tokens_per_second", "peak_mb",
+    "bits_per_byte", "questions", "accuracy", "accuracy_low", "accuracy_high", "tokens", "tokens_per_second", "peak_mb",
 )  # fmt: skip
 """Columns of the table of all figures that come first."""
 
@@ -51,7 +54,7 @@ def run(options: ReportOptions) -> tuple[dict[str, Any], str]:
     """
     sources = options.paths
     first = sources[0]
-    out = options.out or (first / "report" if first.is_dir() else first.with_name(f"{first.stem}.report"))
+    out = options.out or _beside(first)
     check_output_file(out / PAGE)
     material = gather(sources)
     kept = {name: _kept(name, state, options, sources) for name, state in material.memories.items()}
@@ -60,6 +63,14 @@ def run(options: ReportOptions) -> tuple[dict[str, Any], str]:
     figures = {"page": str(out / PAGE), "files": [str(file) for file in files]}
     drawn = sum(file.suffix == ".png" for file in files)
     return figures, f"{drawn} plots in {out / PAGE}, each beside it as .png and .csv"
+
+
+def _beside(source: Path) -> Path:
+    """Where the report of a source goes: into its directory; of a checkpoint, which is replaced whole, its record."""
+    if not source.is_dir():
+        return source.with_name(f"{source.stem}.report")
+    record = source.with_name(f"{source.name}.run")
+    return (record if source.name and record.is_dir() else source) / "report"
 
 
 def write_report(
@@ -214,7 +225,7 @@ def _origins(material: Material) -> list[Table]:
     """Command, commit, versions and settings of each source that tells them."""
     tables = []
     for name, one in [*material.runs.items(), *material.figures.items()]:
-        if rows := _flat(_origin(one)):
+        if rows := list({str(row[0]): row for row in _flat(_origin(one))}.values()):
             tables.append(Table("", name, "", ["", ""], rows))
         settings = [
             (key, value) for part in SETTINGS if isinstance(one.get(part), dict) for key, value in one[part].items()
@@ -236,7 +247,7 @@ def _summary(material: Material) -> str:
 
 
 def _origin(source: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(key, source[key]) for key in ORIGIN if source.get(key) is not None]
+    return [(key, source[key]) for key in ORIGIN if source.get(key) not in (None, [])]
 
 
 def _flat(pairs: Sequence[tuple[str, Any]]) -> list[list[Cell]]:

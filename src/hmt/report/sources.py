@@ -84,7 +84,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 def _read_directory(path: Path, material: Material) -> None:
     name = path.name.removesuffix(".run")
-    belongs = re.compile(re.escape(name) + r"[._-].*(json|memory)")
+    belongs = re.compile(re.escape(name) + r"([._-].*)?\.(json|memory)")
     beside = [file for file in sorted(path.parent.iterdir()) if file.is_file() and belongs.fullmatch(file.name)]
     folders = dict.fromkeys((path, path.with_name(f"{name}.run")))
     inside = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]

@@ -6,7 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from hmt.report.charts import DASHES, Axis, BarChart, Chart, HeatMap, Line, LineChart, Number, short, tick_labels
+from hmt.report.charts import (
+    COLOURS,
+    Axis,
+    BarChart,
+    Chart,
+    HeatMap,
+    Line,
+    LineChart,
+    Number,
+    short,
+    tick_labels,
+)
 
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 48
@@ -39,14 +50,16 @@ def mark(number: int, x: float, y: float) -> str:
     """The mark of a colour: a second way to tell lines apart."""
     shapes = (
         "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.6-3.6h7.2v7.2h-7.2z", "M0-4.8 4.6 3.4h-9.2z", "M0-5 5 0 0 5-5 0z",
-        "M0 4.8-4.6-3.4h9.2z", "M-4.5-1.5h3v-3h3v3h3v3h-3v3h-3v-3h-3z", "M-4.5 0 0-3 4.5 0 0 3z", "M-2-5h4v10h-4z",
+        "M0 4.8-4.6-3.4h9.2z", "M-4.5-1.5h3v-3h3v3h3v3h-3v3h-3v-3h-3z", "M-5.5 0 0-3.5 5.5 0 0 3.5z",
+        "M-2.4-5h4.8v10h-4.8z",
     )  # fmt: skip
-    return f'<path class="mark" transform="translate({_n(x)} {_n(y)})" d="{shapes[number % len(shapes)]}"'
+    shape = shapes[(number + number // len(COLOURS)) % len(shapes)]  # another one where the colours begin again
+    return f'<path class="mark" transform="translate({_n(x)} {_n(y)})" d="{shape}"'
 
 
 def dashes(line: Line) -> str:
     """The attribute of a line's dashes."""
-    lengths = DASHES[line.dash % len(DASHES)]
+    lengths = line.strokes
     return f' stroke-dasharray="{" ".join(map(_n, lengths))}"' if lengths else ""
 
 
@@ -63,27 +76,30 @@ def _lines(chart: LineChart) -> str:
         parts.append(f'<path class="border" d="M{_n(x(place))} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text class="small" x="{_n(x(place) + 4)}" y="{TOP + 10}">{escape(label)}</text>')
     for line in sorted(chart.lines, key=lambda one: not one.faint):
-        parts.append(_line(line, chart.lines.index(line), x, y))
+        parts.append(_line(chart, line, x, y))
     return "".join(parts)
 
 
-def _line(line: Line, index: int, x: Scale, y: Scale) -> str:
-    banded = [point for point in line.points if point.low is not None and point.high is not None]
-    upper = [f"{_n(x(p.x))} {_n(y(p.high))}" for p in banded if p.high is not None]
-    lower = [f"{_n(x(p.x))} {_n(y(p.low))}" for p in reversed(banded) if p.low is not None]
-    classes = f"line c{line.colour % 8}{' faint' if line.faint else ''}"
-    parts = [f'<g class="{classes}" data-line="{index}">']
+def _line(chart: LineChart, line: Line, x: Scale, y: Scale) -> str:
+    across = [_n(x(place)) for place in chart.places(line)]
+    points = list(zip(across, line.points, strict=True))
+    banded = [(place, p.low, p.high) for place, p in points if p.low is not None and p.high is not None]
+    upper = [f"{place} {_n(y(high))}" for place, _, high in banded]
+    lower = [f"{place} {_n(y(low))}" for place, low, _ in banded]
+    classes = f"line c{line.colour % len(COLOURS)}{' faint' if line.faint else ''}"
+    parts = [f'<g class="{classes}" data-line="{chart.lines.index(line)}">']
     if len(banded) > 1:
-        parts.append(f'<path class="band" d="M{"L".join(upper + lower)}z"/>')
+        parts.append(f'<path class="band" d="M{"L".join(upper + lower[::-1])}z"/>')
     elif banded:
         parts.append(f'<path class="whisker" d="M{upper[0]}L{lower[0]}"/>')
-    places = "L".join(f"{_n(x(point.x))} {_n(y(point.y))}" for point in line.points)
-    parts.append(f'<path class="stroke" d="M{places}"{dashes(line)}/>')
+    if len(points) > 1:
+        places = "L".join(f"{place} {_n(y(point.y))}" for place, point in points)
+        parts.append(f'<path class="stroke" d="M{places}"{dashes(line)}/>')
     if line.marked:
-        for point in line.points:
+        for place, point in points:
             interval = f" ({short(point.low)} to {short(point.high)})" if point.low is not None else ""
             said = escape(f"{line.name}, {short(point.x)}: {short(point.y)}{interval}")
-            parts.append(f"{mark(line.colour, x(point.x), y(point.y))}><title>{said}</title></path>")
+            parts.append(f"{mark(line.colour, float(place), y(point.y))}><title>{said}</title></path>")
     return "".join([*parts, "</g>"])
 
 
