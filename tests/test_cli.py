@@ -160,6 +160,11 @@ MISTAKES = {
     "yaml of words": ("train --config {root}/words.yaml", "invalid literal for int"),
     "yaml of lists": ("evaluate --config {root}/lists.yaml", "modes must be a single value"),
     "yaml of no choice": ("evaluate --config {root}/choice.yaml", "foo"),
+    "nothing to report": ("report", "name the directory of a run, or files written with --json"),
+    "no run to report": ("report {root}/none", "no run directory or file at"),
+    "nothing in the run": ("report {root}/latin", "there is nothing to show in"),
+    "no figures": ("report {backbone}/config.json", "holds nothing to show"),
+    "figures broken": ("report {root}/broken.yaml", "holds nothing to show"),
     "no row": ("evaluate --modes ,", "modes must name at least one of"),
     "no real device": (
         "evaluate --model_name {backbone} --task_name {task} --device meta",

@@ -30,4 +30,7 @@ def test_the_demo_scores_trains_scores_and_draws(
     assert figures["training"]["steps"] > 0
     with Image.open(out / "perplexity.png") as picture:
         assert picture.width > 800
+    assert "trained" in (out / "perplexity.csv").read_text()
+    page = (out / "report.html").read_text()
+    assert all(f'<figure id="{name}">' in page for name in ("perplexity", "tokens-per-second", "loss"))
     assert HMTForCausalLM.from_pretrained(out / "checkpoint").config.segment_length == 256

@@ -156,6 +156,25 @@ def test_a_memory_of_another_model_is_refused(book: Path, backbone_dir: Path, tm
     assert out.read_bytes() == before
 
 
+def test_what_is_kept_is_told_a_line_a_segment(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    status, said, complaint = run_cli(
+        "remember", book, "--model_name", backbone_dir, *FLAGS, "--out", tmp_path / "book.memory", "--explain",
+        "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    state = MemoryState.load(tmp_path / "book.memory")
+    kept = json.loads((tmp_path / "r.json").read_text())["kept"]
+    assert [one["segment"] for one in kept] == state.bank.segments[0].tolist()
+    assert [one["usage"] for one in kept] == pytest.approx(state.bank.usage[0].tolist())
+    assert "".join(one["text"] for one in kept) in book.read_text()
+    closing, *lines = said.splitlines()
+    assert "5 memory embeddings in" in closing
+    assert len(lines) == 5
+    for line, one in zip(lines, kept, strict=True):
+        assert line.split()[:4] == ["segment", str(one["segment"]), "usage", f"{one['usage']:.3f}"]
+        assert " ".join(one["text"].split()) in line
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [(b"", "there is no text in"), (b"caf\xe9", "is not UTF-8 text"), (None, "No such file")]
 )

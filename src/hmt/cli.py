@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "chat": (options.ChatOptions, "hmt.chat"),
     "serve": (options.ServeOptions, "hmt.serve"),
     "harness": (options.HarnessOptions, "hmt.harness.evaluation"),
+    "report": (options.ReportOptions, "hmt.report.publish"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""

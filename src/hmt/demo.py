@@ -10,7 +10,8 @@ from hmt import evaluate
 from hmt.atomic import atomic_file
 from hmt.model.loading import load
 from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
-from hmt.report.plot import plot_perplexity
+from hmt.report.publish import PAGE, write_report
+from hmt.report.sources import Material, add_figures
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
@@ -66,11 +67,13 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     with atomic_file(options.out / "results.json") as file:
         file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
     title = f"{options.model_name} on {options.task_name}, window {scoring.segment_length}"
-    plot_perplexity(rows, options.out / "perplexity.png", title)
+    material = Material()
+    add_figures(material, "results", figures)
+    write_report(title, material, options.out)
     closing = (
         f"{evaluate.describe(before)}\n{format_table(rows, COLUMNS)}\n"
         f"trained {fitted['trainable_parameters']:,} parameters for {fitted['steps']} steps and {fitted['tokens']:,} "
         f"tokens in {fitted['seconds']:.0f} s; the backbone was frozen\n"
-        f"report in {options.out}: perplexity.png, results.json, checkpoint"
+        f"report in {options.out}: {PAGE}, perplexity.png, results.json, checkpoint"
     )
     return figures, closing

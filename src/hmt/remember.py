@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hmt.memory.state import MemoryState
 from hmt.metrics.resources import Meter
 from hmt.model.loading import load
 from hmt.options import RememberOptions
+from hmt.report.kept import describe_kept, kept_segments
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document, read_text
 
@@ -37,7 +39,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     interrupted or terminated keeps all it has read. Of a file that was not read to its end nothing is kept.
 
     Returns:
-        Figures of the reading, and a closing line.
+        Figures of the reading, and a closing line; what is kept if that was asked for.
 
     Raises:
         OSError: If the text or an earlier memory cannot be read, or the memory not written.
@@ -73,7 +75,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     tokens = int(state.tokens_read[0])
     rate = (tokens - before) / meter.seconds
     file_bytes = options.out.stat().st_size
-    figures = {
+    figures: dict[str, Any] = {
         "tokens": tokens,
         "new_tokens": tokens - before,
         "seconds": meter.seconds,
@@ -86,6 +88,10 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
         f"read {tokens - before:,} tokens ({rate:.0f}/s), {tokens:,} in all; "
         f"{figures['memory_embeddings']} memory embeddings in {options.out} ({file_bytes / 1e3:.0f} kB)"
     )
+    if options.explain:
+        segments = kept_segments(state, tokenizer)
+        figures["kept"] = [asdict(segment) for segment in segments]
+        closing += f"\n{describe_kept(segments)}"
     return figures, closing
 
 

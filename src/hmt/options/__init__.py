@@ -5,6 +5,7 @@ These files import neither torch nor transformers, so that `hmt --help` answers 
 
 from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
 from hmt.options.harness import HarnessOptions
+from hmt.options.reporting import ReportOptions
 from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
@@ -29,6 +30,7 @@ __all__ = [
     "ModelOptions",
     "OutputOptions",
     "RememberOptions",
+    "ReportOptions",
     "SamplingOptions",
     "ServeOptions",
     "TaskOptions",

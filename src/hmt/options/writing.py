@@ -132,6 +132,8 @@ class RememberOptions(OutputOptions, ModelOptions):
     """The memory file."""
     append: bool = False
     """Go on from the memory that is in the file."""
+    explain: bool = False
+    """Show which segments are kept at the end, how much each was recalled, and their text."""
 
 
 @dataclass(kw_only=True)

@@ -44,10 +44,11 @@ def describe_recall(segments: list[RecalledSegment]) -> str:
     """One line a segment, its text cut in the middle."""
     if not segments:
         return "nothing was recalled"
-    return "\n".join(f"segment {one.number:>5}  {one.share:6.1%}  {_shortened(one.text)}" for one in segments)
+    return "\n".join(f"segment {one.number:>5}  {one.share:6.1%}  {shortened(one.text)}" for one in segments)
 
 
-def _shortened(text: str | None) -> str:
+def shortened(text: str | None) -> str:
+    """A text on one line, cut in the middle."""
     if text is None:
         return "(no longer kept)"
     line = " ".join(text.split())

@@ -19,7 +19,6 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt.atomic import atomic_directory, atomic_file
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
+from hmt.report.sources import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +191,7 @@ class Record:
         """Note what is run; of an earlier run in the same place, keep the lines up to where this one goes on."""
         file = self._path / "metrics.jsonl"
         if steps and file.exists():
-            lines = {line["step"]: line for line in _whole_lines(file)}  # a step that was amended has two
-            self.history = [line for step, line in sorted(lines.items()) if step <= steps]
+            self.history = [entry for entry in read_history(file) if entry["step"] <= steps]
         if not self._writes:
             return
         with atomic_file(file) as unfinished:
@@ -219,15 +218,6 @@ class Record:
         except OSError as error:
             self._writes = False
             logger.warning("from step %s on no figures are written: %s", line["step"], error)
-
-
-def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file whose writer may have been killed in the middle of one."""
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def _description(options: TrainOptions) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from torch import Tensor
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.options import TrainOptions
-from hmt.report.curves import plot_recall, plot_training
+from hmt.report.curves import training_charts
+from hmt.report.maps import recall_charts, trace_records
+from hmt.report.plot import save_png
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +121,8 @@ def draw(record: Path, history: list[dict[str, Any]], trace: RecallTrace | None)
     files = []
     if history:
         files.append(record / "curves.png")
-        plot_training(history, files[-1])
+        save_png(training_charts(history), files[-1])
     if trace is not None and trace.distances:
         files.append(record / "recall.png")
-        plot_recall(trace, files[-1])
+        save_png(recall_charts(trace_records(trace)), files[-1], across=2)
     return files
