@@ -11,7 +11,6 @@ from hmt.atomic import atomic_file
 from hmt.model.loading import load
 from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
 from hmt.report.plot import plot_perplexity
-from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training
@@ -68,7 +67,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     title = f"{options.model_name} on {options.task_name}, window {scoring.segment_length}"
     plot_perplexity(rows, options.out / "perplexity.png", title)
     closing = (
-        f"{evaluate.describe(before)}\n{format_table(rows, COLUMNS)}\n"
+        f"{evaluate.describe(before)}\n{evaluate.table(rows, COLUMNS)}\n"
         f"trained {fitted['trainable_parameters']:,} parameters for {fitted['steps']} steps and {fitted['tokens']:,} "
         f"tokens in {fitted['seconds']:.0f} s; the backbone was frozen\n"
         f"report in {options.out}: perplexity.png, results.json, checkpoint"

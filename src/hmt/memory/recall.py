@@ -17,7 +17,12 @@ class Recall(nn.Module):
     """Mix past memory embeddings by their relevance to this segment.
 
     Source: HMT (arXiv:2405.06067), equations 2 and 3: two projections, no value or output projection.
+
+    Attributes:
+        uniform: Weigh all filled slots alike: a control that shows what the choice of slots is worth.
     """
+
+    uniform = False
 
     def __init__(self, width: int, hidden_dim: int) -> None:
         super().__init__()
@@ -46,7 +51,10 @@ class Recall(nn.Module):
             Recalled embeddings (B, R, D) and recall weights (B, R, N), float32, summing to 1 over the filled slots.
             A row without memory gets weights of no meaning; the caller masks it.
         """
-        weights = self.logits(summary, bank).softmax(dim=-1)
+        logits = self.logits(summary, bank)
+        if self.uniform:
+            logits = torch.zeros_like(logits).masked_fill(~bank.valid[:, None], torch.finfo(logits.dtype).min)
+        weights = logits.softmax(dim=-1)
         return (weights.to(bank.embeddings.dtype) @ bank.embeddings), weights
 
 
