@@ -37,8 +37,8 @@ COLUMNS = {
     "ppl_second_half": "2nd half",
     "delta_percent": "change %",
     "delta_interval": "95%",
-    "tokens_per_second": "tokens/s",
-    "peak_mb": "peak MB",
+    "tokens_per_second": "tok/s",
+    "peak_mb": "MB",
 }
 """What is printed; the figures have more."""
 
@@ -53,7 +53,7 @@ ANSWER_COLUMNS = {
     "f1": "F1",
     "rouge_l": "ROUGE-L",
     "answer_ppl": "its ppl",
-    "tokens_per_second": "tokens/s",
+    "tokens_per_second": "tok/s",
 }
 
 
