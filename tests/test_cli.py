@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "damaged checkpoint": ("evaluate --load_from_ckpt {root}/damaged --task_name {task}", "cannot load"),
     "too long": ("evaluate --model_name {backbone} --task_name {task} --lengths 9k", "no document has 9216 tokens"),
-    "unknown row": ("evaluate --modes hmt,hmm", "modes must be of backbone, isolated"),
+    "unknown row": ("evaluate --modes hmt,hmm", "modes must be of native, sliding, sinks, backbone"),
     "no length": ("evaluate --lengths 1x", "'1x' is no number of tokens"),
     "no device": (
         "evaluate --model_name {backbone} --task_name {task} --device cuda:9",

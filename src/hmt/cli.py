@@ -145,8 +145,9 @@ def _find_early(chosen: Any) -> None:
         check_output_directory(chosen.out / "checkpoint")
     elif isinstance(chosen, options.RememberOptions):
         check_output_file(chosen.out)
-    if getattr(chosen, "json", None):
-        check_output_file(chosen.json)
+    for name in ("json", "predictions"):
+        if getattr(chosen, name, None):
+            check_output_file(getattr(chosen, name))
     if task := getattr(chosen, "task_name", None):
         find_task(task, getattr(chosen, "split", "train"))
     # A checkpoint was found when its settings were read.

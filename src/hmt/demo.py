@@ -12,7 +12,6 @@ from hmt.model.loading import load
 from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
 from hmt.report.publish import PAGE, write_report
 from hmt.report.sources import Material, add_figures
-from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training
@@ -71,7 +70,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     add_figures(material, "results", figures)
     write_report(title, material, options.out)
     closing = (
-        f"{evaluate.describe(before)}\n{format_table(rows, COLUMNS)}\n"
+        f"{evaluate.describe(before)}\n{evaluate.table(rows, COLUMNS)}\n"
         f"trained {fitted['trainable_parameters']:,} parameters for {fitted['steps']} steps and {fitted['tokens']:,} "
         f"tokens in {fitted['seconds']:.0f} s; the backbone was frozen\n"
         f"report in {options.out}: {PAGE}, perplexity.png, results.json, checkpoint"

@@ -1,36 +1,59 @@
-"""`hmt evaluate`: one fixed set of target tokens, scored at every context length by every way of reading."""
+"""`hmt evaluate`: the same targets at every context length, or the same questions, for every way of reading."""
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hmt.metrics.perplexity import Perplexity
-from hmt.metrics.resources import Meter
+from hmt import train
+from hmt.atomic import atomic_file
+from hmt.evaluation.questions import QuestionScores
+from hmt.evaluation.targets import TargetScores
+from hmt.metrics.environment import commit, environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
-from hmt.options import ROWS, EvaluateOptions, parse_counts
+from hmt.options import WITHOUT_MEMORY, EvaluateOptions
 from hmt.report.table import format_table
-from hmt.text.batches import Span, TokenDocument, aligned_length, plan_spans, tokenize
-from hmt.text.tasks import load_documents
+from hmt.text.batches import TokenDocument, tokenize
+from hmt.text.questions import Question
+from hmt.text.tasks import load_documents, load_questions
+from hmt.training import matching
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = {
     "row": "row",
     "context_tokens": "context",
-    "read_tokens": "read",
     "ppl": "ppl",
-    "ppl_causal": "ppl causal",
-    "ppl_last_segment_mean": "ppl last seg",
-    "loss": "loss",
-    "bits_per_byte": "bits/byte",
-    "tokens": "scored",
-    "tokens_per_second": "tokens/s",
-    "peak_mb": "peak MB",
+    "ppl_interval": "95%",
+    "ppl_spread": "spread",
+    "ppl_causal": "causal",
+    "ppl_second_half": "2nd half",
+    "delta_percent": "change %",
+    "delta_interval": "95%",
+    "tokens_per_second": "tok/s",
+    "peak_mb": "MB",
+}
+"""What is printed; the figures have more."""
+
+ANSWER_COLUMNS = {
+    "row": "row",
+    "questions": "asked",
+    "context_tokens": "context",
+    "accuracy": "accuracy",
+    "accuracy_interval": "95%",
+    "choice_accuracy": "by likelihood",
+    "exact_match": "exact",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+    "answer_ppl": "its ppl",
+    "tokens_per_second": "tok/s",
 }
 
 
@@ -39,14 +62,24 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
 
     Returns:
         The figures, and the same as a table.
+
+    Raises:
+        ValueError: If the texts are too short for the lengths, or there are none; if a row does not fit the task.
+        KeyboardInterrupt: If the training of a baseline was stopped.
     """
-    documents = load_documents(
-        options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
-    )
-    model, tokenizer = load(options, memory_seed=options.seed)
-    tokens = tokenize(documents, tokenizer, len(model.embedding_table))
-    figures = evaluate_rows(model, tokenizer, tokens, options)
-    return figures, f"{describe(figures)}\n{format_table(figures['rows'], COLUMNS)}"
+    matched = _match_budget(options) if options.match_budget else []
+    questions = load_questions(options.task_name, options.split, limit=options.max_questions)
+    figures, text = _answer(options, questions) if questions else _score(options)
+    about = {
+        "model": options.model_name,
+        "checkpoints": [name for name in options.checkpoints if name is not None],
+        "matched": matched,
+        "config": asdict(options),
+        "command": sys.argv,
+        "commit": commit(),
+        "environment": environment(),
+    }
+    return about | figures, text
 
 
 def evaluate_rows(
@@ -55,27 +88,13 @@ def evaluate_rows(
     """Score the spans of the documents with each way of reading, at each context length.
 
     Returns:
-        `spans` (what was scored) and `rows` (one for each way of reading and length).
+        `spans` (what was scored), `rows` (one for each way of reading and length), `recall` (what the segments of a
+        few documents recalled in row hmt, at the longest context) and `recall_distances` (distance in segments -> how
+        often, over all documents).
     """
-    lengths = parse_counts(options.lengths)
-    spans = plan_spans(documents, lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents)
-    rows = []
-    with tqdm(total=len(spans) * len(options.rows) * sum(lengths), unit="tok", unit_scale=True, disable=None) as bar:
-        for row in options.rows:
-            reader = model.variant(**ROWS[row])
-            named = {
-                "row": row,
-                "segment_length": reader.config.segment_length,
-                "num_sensory": reader.config.max_sensory,
-            }
-            for length in lengths:
-                bar.set_description(f"{row} {length:,}")
-                figures = _score(reader, tokenizer, documents, spans, length, options.batch_size, bar)
-                rows.append({**named, "context_tokens": length, **figures})
-    return {
-        "spans": [{"document": documents[span.document].name, "first": span.start, "end": span.end} for span in spans],
-        "rows": rows,
-    }
+    scores = TargetScores(documents, options, tokenizer)
+    scores.measure(model, options.rows, options.load_from_ckpt)
+    return scores.figures()
 
 
 def describe(figures: dict[str, Any]) -> str:
@@ -83,46 +102,106 @@ def describe(figures: dict[str, Any]) -> str:
     spans = figures["spans"]
     scored = sum(span["end"] - span["first"] for span in spans)
     documents = len({span["document"] for span in spans})
-    return f"{scored:,} target tokens in {len(spans)} span(s) of {documents} document(s), the same at every length"
+    line = f"{scored:,} target tokens in {len(spans)} span(s) of {documents} document(s), the same at every length"
+    return line if documents > 1 else f"{line}; intervals need a second document"
 
 
-@torch.no_grad()
-def _score(
-    model: HMTForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: list[TokenDocument],
-    spans: list[Span],
-    length: int,
-    batch_size: int,
-    bar: Any,
-) -> dict[str, Any]:
-    perplexity = Perplexity()
-    read = aligned_length(length, spans[0].end - spans[0].start, model.config.fresh_tokens)
-    with Meter(model.device) as meter:
-        for input_ids, labels, text_bytes in _batches(tokenizer, documents, spans, read, batch_size):
-            output = model(input_ids.to(model.device), labels=labels.to(model.device), return_logits=False)
-            perplexity.add(output.nll, output.scored_mask, output.causal_mask, model.config.fresh_tokens, text_bytes)
-            bar.update(len(input_ids) * length)
-    return perplexity.result() | {
-        "read_tokens": read,
-        "tokens_per_second": len(spans) * read / meter.seconds,
-        "seconds": meter.seconds,
-        "peak_mb": None if meter.peak_bytes is None else meter.peak_bytes / 1e6,
-    }
+def table(rows: list[dict[str, Any]], columns: dict[str, str] | None = None) -> str:
+    """The rows as text that fits a terminal: intervals in one column, and no column that is empty in all rows."""
+    shown = [{**row, **_intervals(row), **_whole(row)} for row in rows]
+    columns = columns or COLUMNS
+    filled = {key: name for key, name in columns.items() if any(row.get(key) is not None for row in shown)}
+    return format_table(shown, filled)
 
 
-def _batches(
-    tokenizer: PreTrainedTokenizerBase,
-    documents: list[TokenDocument],
-    spans: list[Span],
-    length: int,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Samples of one length (B, T), their labels, and the UTF-8 bytes that their targets stand for."""
-    for start in range(0, len(spans), batch_size):
-        group = spans[start : start + batch_size]
-        samples = [span.sample(documents[span.document].ids, length) for span in group]
-        input_ids, labels = (torch.stack(parts) for parts in zip(*samples, strict=True))
-        targets = [documents[span.document].ids[span.start : span.end].tolist() for span in group]
-        text_bytes = sum(len(text.encode()) for text in tokenizer.batch_decode(targets))
-        yield input_ids, labels, text_bytes
+def _intervals(row: dict[str, Any]) -> dict[str, str]:
+    """Pairs of bounds as text, by name."""
+    found = {}
+    for key, low in row.items():
+        if key.endswith("_low") and low is not None:
+            name = key.removesuffix("_low")
+            high = row[f"{name}_high"]
+            digits = 2 if name == "accuracy" else 0 if high >= 100 else 1
+            found[f"{name}_interval"] = f"{low:.{digits}f} to {high:.{digits}f}"
+    return found
+
+
+def _whole(row: dict[str, Any]) -> dict[str, int]:
+    """Speed and memory without a fraction."""
+    return {key: round(row[key]) for key in ("tokens_per_second", "peak_mb") if row.get(key) is not None}
+
+
+def _score(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
+    """Score the targets of a task's documents."""
+    documents = load_documents(
+        options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
+    )
+    scores: TargetScores | None = None
+    for checkpoint, source, rows in _parts(options):
+        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
+        if scores is None:
+            scores = TargetScores(tokenize(documents, tokenizer, len(model.embedding_table)), options, tokenizer)
+        scores.measure(model, rows, checkpoint)
+        del model  # before the next one is loaded
+    assert scores is not None
+    figures = scores.figures()
+    return figures, f"{describe(figures)}\n{table(figures['rows'])}"
+
+
+def _answer(options: EvaluateOptions, questions: list[Question]) -> tuple[dict[str, Any], str]:
+    """Answer the questions of a task."""
+    scores: QuestionScores | None = None
+    for checkpoint, source, rows in _parts(options):
+        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
+        scores = scores or QuestionScores(questions, options, tokenizer)
+        scores.ask(model, rows, checkpoint)
+        del model
+    assert scores is not None
+    if options.predictions is not None:
+        with atomic_file(options.predictions) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in scores.predictions))
+    rows_found = scores.rows()
+    text = f"{len(questions)} question(s), each answered from memory\n{table(rows_found, ANSWER_COLUMNS)}"
+    return {"rows": rows_found, "cells": scores.cells()}, text
+
+
+def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, list[str]]]:
+    """What is read with which weights: the checkpoint whose figures these are, where its weights are, and the rows."""
+    for checkpoint in options.checkpoints:
+        sources: dict[str | None, list[str]] = {}
+        for row in options.rows:
+            mode = _matched_mode(row) if options.match_budget else None
+            source = checkpoint if mode is None else str(matching.matched_path(str(checkpoint), mode))
+            sources.setdefault(source, []).append(row)
+        for source, rows in sources.items():
+            yield checkpoint, source, rows
+
+
+def _matched_mode(row: str) -> str | None:
+    """How the baseline of a row was trained; None for the rows that are to be compared with it."""
+    if row in WITHOUT_MEMORY:
+        return "backbone"
+    return row if row in matching.MATCHED_MODES else None
+
+
+def _match_budget(options: EvaluateOptions) -> list[dict[str, Any]]:
+    """Train the baselines that are not there yet.
+
+    Returns:
+        What each was trained on.
+    """
+    found = []
+    for checkpoint in options.checkpoints:
+        budget = matching.budget_of(str(checkpoint))
+        modes = dict.fromkeys(mode for row in options.rows if (mode := _matched_mode(row)))
+        for mode in modes:
+            wanted = matching.matched_options(budget, mode, options.matched_learning_rate)
+            wanted = replace(wanted, device=options.device)
+            if matching.is_trained(wanted):
+                logger.info("%s is trained already", wanted.save_ckpt)
+            else:
+                logger.info("training %s on %s tokens, like %s", wanted.save_ckpt, f"{budget.tokens:,}", checkpoint)
+                if train.run(wanted)[0]["interrupted"]:
+                    raise KeyboardInterrupt
+            found.append({"checkpoint": checkpoint, "mode": mode, **matching.trained(wanted)})
+    return found

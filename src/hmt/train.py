@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,8 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         FloatingPointError: If loss or gradient are not finite.
     """
     saved = _resumed(options)
-    model, tokenizer = load(options, memory_seed=options.seed)
+    source = options if saved is None else replace(options, load_from_ckpt=str(options.save_ckpt))
+    model, tokenizer = load(source, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     training = Training(model, options, tokenizer, saved, keep)
     samples = _test_samples(training, texts) if options.test_step else []  # before hours of training
@@ -99,7 +101,7 @@ class _Texts:
 
 
 def _resumed(options: TrainOptions) -> progress.Saved | None:
-    """What is to be resumed; the model is then loaded from the same place."""
+    """What is to be resumed; the model is then to be loaded from the same place."""
     if not options.resume:
         return None
     recover_directory(options.save_ckpt)
@@ -109,7 +111,6 @@ def _resumed(options: TrainOptions) -> progress.Saved | None:
     saved = progress.load(options.save_ckpt)
     progress.check_same_run(options)
     logger.info("going on after step %d, from %s", saved.progress.steps, options.save_ckpt)
-    options.load_from_ckpt = str(options.save_ckpt)
     return saved
 
 

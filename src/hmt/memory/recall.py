@@ -17,7 +17,12 @@ class Recall(nn.Module):
     """Mix past memory embeddings by their relevance to this segment.
 
     Source: HMT (arXiv:2405.06067), equations 2 and 3: two projections, no value or output projection.
+
+    Attributes:
+        uniform: Weigh all filled slots alike: a control that shows what the choice of slots is worth.
     """
+
+    uniform = False
 
     def __init__(self, width: int, hidden_dim: int) -> None:
         super().__init__()
@@ -33,6 +38,8 @@ class Recall(nn.Module):
         with torch.autocast(summary.device.type, enabled=False):
             query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
             scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
+        if self.uniform:
+            scores = torch.zeros_like(scores)
         return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
 
     def forward(self, summary: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,15 @@ class MemoryState:
         """The same values, cut from the graph that made them."""
         return self.map(torch.detach)
 
+    def without_unfinished(self) -> MemoryState:
+        """The state as it was after the last whole segment."""
+        return replace(
+            self,
+            pending_ids=self.pending_ids[:, :0],
+            pending_valid=self.pending_valid[:, :0],
+            tokens_read=self.tokens_read - self.pending_counts,
+        )
+
     def to(self, device: torch.device | str) -> MemoryState:
         """The state on another device."""
         return self.map(lambda tensor: tensor.to(device))

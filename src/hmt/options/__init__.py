@@ -6,7 +6,7 @@ These files import neither torch nor transformers, so that `hmt --help` answers 
 from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
 from hmt.options.harness import HarnessOptions
 from hmt.options.reporting import ReportOptions
-from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions
+from hmt.options.scoring import BASELINES, ROWS, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
@@ -20,7 +20,9 @@ from hmt.options.writing import (
 
 __all__ = [
     "API_KEY",
+    "BASELINES",
     "ROWS",
+    "WITHOUT_MEMORY",
     "ChatOptions",
     "ConvertOptions",
     "DemoOptions",

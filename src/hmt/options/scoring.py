@@ -15,18 +15,32 @@ ROWS: dict[str, dict[str, object]] = {
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
     "hmt_previous": {"mode": "hmt", "recall_query": "previous"},
+    "hmt_uniform": {"mode": "hmt"},
+    "hmt_shuffled": {"mode": "hmt"},
 }
-"""Ways of reading that an evaluation can put side by side, as changes of the memory settings."""
+"""Ways of reading segments that an evaluation can put side by side, as changes of the memory settings.
+
+`hmt_uniform` and `hmt_shuffled` are controls: hmt with every slot recalled alike, and with another text's bank.
+"""
+
+BASELINES = ("native", "sliding", "sinks")
+"""Rows in which the backbone reads windows of raw text: its own longest window, W positions, W with attention sinks."""
+
+OTHER_NAMES = {"rmt_sensory": "short_term"}
+"""RMT with sensory tokens and the short-term mode of HMT are one and the same."""
+
+WITHOUT_MEMORY = ("backbone", "isolated", *BASELINES)
+"""Rows that use the backbone alone."""
 
 
 @dataclass(kw_only=True)
 class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
-    """Score the same target tokens at several context lengths, several ways of reading side by side."""
+    """Score the same targets at several context lengths, or answer a task's questions, several ways of reading."""
 
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """Rows, same window for all: backbone, isolated, rmt, short_term, hmt, hmt_previous; by default that of --mode."""
+    """native, sliding, sinks, backbone, isolated, rmt, short_term, hmt, hmt_previous, hmt_uniform, hmt_shuffled."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -35,15 +49,36 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
     """Spans of target tokens per document, spread over it."""
     batch_size: int = 1
     """Spans read side by side."""
+    stride: int | None = None
+    """Targets that share a window of sliding and sinks: each has W - stride to W tokens before it; by default W / 2."""
+    num_sinks: int = 4
+    """First tokens of the text that stay in the window of sinks."""
+    reference: str | None = None
+    """Row that the others are compared with; by default backbone, where it is one of them."""
+    replicas: str | None = None
+    """More checkpoints, trained like load_from_ckpt with other seeds: rows give mean and spread (A,B)."""
+    match_budget: bool = False
+    """Train the other rows on as many tokens as load_from_ckpt first; they are kept beside it as CKPT.matched-ROW."""
+    matched_learning_rate: float | None = None
+    """Learning rate of a matched adapter; by default that of the memory, or of the adapter where there was one."""
+    max_questions: int | None = None
+    """Ask at most so many questions, where the task has questions."""
+    max_new_tokens: int = 32
+    """Tokens of an answer at most."""
+    first_line: bool = False
+    """An answer ends with its line: judge nothing of what is written after it."""
+    predictions: Path | None = None
+    """Write every answer to this file, as jsonl."""
 
     def check(self) -> None:
-        """Check ranges.
+        """Check ranges and combinations.
 
         Raises:
             ValueError: Naming the flag.
         """
         super().check()
-        check_positive(self, "batch_size", "spans_per_document", "max_documents", "target_tokens")
+        check_positive(self, "batch_size", "spans_per_document", "max_documents", "target_tokens", "stride")
+        check_positive(self, "max_questions", "max_new_tokens", "matched_learning_rate")
         lengths = parse_counts(self.lengths)
         if not lengths or lengths[0] < 2:
             raise ValueError(f"lengths must be numbers of tokens of at least 2, got {self.lengths!r}")
@@ -51,21 +86,55 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
             raise ValueError(
                 f"target_tokens must be below the shortest of lengths ({lengths[0]}), got {self.target_tokens}"
             )
+        self._check_rows()
+        self._check_windows()
+        if self.load_from_ckpt is None and (self.match_budget or self.replicas):
+            raise ValueError("match_budget and replicas are about trained checkpoints; give one as --load_from_ckpt")
+
+    def _check_rows(self) -> None:
+        known = (*BASELINES, *ROWS)
         if not self.rows:
-            raise ValueError(f"modes must name at least one of {', '.join(ROWS)}, got {self.modes!r}")
+            raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
         for row in self.rows:
-            if row not in ROWS:
-                raise ValueError(f"modes must be of {', '.join(ROWS)}, got {row!r}")
+            if row not in known:
+                raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
+        if self.reference is not None and self.compared_with is None:
+            raise ValueError(f"reference must be one of the rows ({', '.join(self.rows)}), got {self.reference!r}")
+
+    def _check_windows(self) -> None:
+        room = self.segment_length - (self.num_sinks if "sinks" in self.rows else 0)
+        if self.num_sinks < 0 or room < 1:
+            raise ValueError(f"num_sinks must lie between 0 and segment_length ({self.segment_length}) - 1")
+        if self.window_stride > room:
+            raise ValueError(f"stride must be at most {room}, the window without its sinks, got {self.stride}")
 
     @property
     def rows(self) -> list[str]:
-        """The rows of the table."""
-        return [row.strip() for row in (self.modes or self.mode).split(",") if row.strip()]
+        """The rows of the table, each once."""
+        named = [row.strip() for row in (self.modes or self.mode).split(",") if row.strip()]
+        return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
+
+    @property
+    def compared_with(self) -> str | None:
+        """The row that the others are compared with, or None."""
+        row = OTHER_NAMES.get(self.reference or "backbone", self.reference or "backbone")
+        return row if row in self.rows else None
 
     @property
     def scored_tokens(self) -> int:
         """Tokens scored per span."""
         return self.target_tokens or parse_counts(self.lengths)[0] // 2
+
+    @property
+    def window_stride(self) -> int:
+        """Targets that share a window."""
+        return self.stride or max(self.segment_length // 2, 1)
+
+    @property
+    def checkpoints(self) -> list[str | None]:
+        """What is evaluated: the checkpoint and its replicas, or None for a new memory."""
+        replicas = [name.strip() for name in (self.replicas or "").split(",") if name.strip()]
+        return list(dict.fromkeys([self.load_from_ckpt, *replicas]))
 
 
 @dataclass(kw_only=True)

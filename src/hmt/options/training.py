@@ -31,6 +31,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
     """Optimizer steps of the only stage, or of stage 2."""
     max_minutes: float | None = None
     """Stop after so many minutes of training, whatever the steps."""
+    max_tokens: int | None = None
+    """Stop after so many tokens of training, whatever the steps."""
     bptt_depth: int = 4
     """Segments per training sample in stage 2, all back-propagated through."""
     truncate_every: int | None = None
@@ -102,7 +104,9 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
         """
         super().check()
         check_positive(self, "training_step", "bptt_depth", "batch_size", "loss_tokens", "learning_rate")
-        check_positive(self, "max_documents", "max_minutes", "truncate_every", "gradient_accumulation_steps")
+        check_positive(
+            self, "max_documents", "max_minutes", "max_tokens", "truncate_every", "gradient_accumulation_steps"
+        )
         check_positive(self, "memory_learning_rate", "lr_decay_step", "lr_decay_gamma", "max_grad_norm")
         check_positive(self, "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples", "patience")
         check_positive(self, "test_step", "test_length")

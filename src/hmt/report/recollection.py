@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hmt.memory.state import MemoryState
@@ -56,3 +59,56 @@ def shortened(text: str | None) -> str:
         return line
     half = SHOWN_CHARACTERS // 2
     return f"{line[:half]} ... {line[-half:]}"
+
+
+MAP_DOCUMENTS = 3
+MAP_SEGMENTS = 200
+MAP_SLOTS = 16
+
+
+@dataclass
+class RecallMap:
+    """What each segment of a few texts recalled, as figures that a heat map can be drawn from.
+
+    Attributes:
+        tokenizer: Writes the segments out.
+        segments: One entry a segment: document, segment (from 0), its text, the strongest 16 of those it recalled
+            as pairs (segment, weight), and the distance to the strongest, 0 where nothing was recalled. Of at most
+            3 documents, the last 200 segments of each.
+        distances: How often each recall distance was seen, over all texts.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    distances: Counter[int] = field(default_factory=Counter)
+
+    def add(self, document: str, ids: Tensor, trace: RecallTrace, row: int, segment_tokens: int) -> None:
+        """Note one row of a call that read a text from its beginning.
+
+        Args:
+            document: Name of the text.
+            ids: The text, (tokens,) int64.
+            trace: What the call recalled.
+            row: Of the call.
+            segment_tokens: Fresh tokens of a segment.
+        """
+        distances = [int(one[row]) for one in trace.by_segment]
+        self.distances.update(distance for distance in distances if distance > 0)
+        seen = {entry["document"] for entry in self.segments}
+        if document in seen or len(seen) == MAP_DOCUMENTS:
+            return
+        silent = len(distances) - len(trace.weights)  # the first segments have nothing to recall
+        for number in range(max(len(distances) - MAP_SEGMENTS, 0), len(distances)):
+            text = self.tokenizer.decode(ids[number * segment_tokens : (number + 1) * segment_tokens])
+            mass: Counter[int] = Counter()
+            if number >= silent and distances[number]:
+                weights = trace.weights[number - silent][row].mean(dim=0).tolist()
+                for origin, weight in zip(trace.segments[number - silent][row].tolist(), weights, strict=True):
+                    mass[origin] += weight
+            slots = [[origin, round(weight, 4)] for origin, weight in mass.most_common(MAP_SLOTS) if weight > 0]
+            self.segments.append(
+                {
+                    "document": document, "segment": number, "text": shortened(str(text)),
+                    "weights": slots, "distance": distances[number],
+                }
+            )  # fmt: skip

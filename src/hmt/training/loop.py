@@ -113,7 +113,7 @@ class Training:
         self._record.begin(self.options, self._progress.steps)
         if self._keep:
             begin_tracking(self.accelerator, self.options)
-        open_end = self.options.max_minutes is not None
+        open_end = self.options.max_minutes is not None or self.options.max_tokens is not None
         total = None if open_end else sum(stage.steps for stage in self.stages)
         quiet = None if self.accelerator.is_main_process else True
         with (
@@ -275,17 +275,20 @@ class Training:
         self._say(f"pictures in {', '.join(str(picture) for picture in pictures)}")
 
     def _is_over(self, stage: Stage) -> bool:
-        """Whether a stage ends before its last step: no better validation for long, or no time left."""
-        if self.options.patience is not None and self._progress.stale >= self.options.patience:
-            return True
-        return self.options.max_minutes is not None and self._any(self._out_of_time(stage))
+        """Whether a stage ends before its last step: no better validation for long, or no time or tokens left.
 
-    def _out_of_time(self, stage: Stage) -> bool:
-        """Whether the stage has had its share of `max_minutes`, which the stages share like their steps."""
-        assert self.options.max_minutes is not None
+        The stages share `max_minutes` and `max_tokens` like their steps.
+        """
+        options, progress = self.options, self._progress
+        if options.patience is not None and progress.stale >= options.patience:
+            return True
         total = sum(one.steps for one in self.stages)
-        done = sum(one.steps for one in self.stages[: self._progress.stage]) + stage.steps
-        return time.monotonic() - self._started >= 60 * self.options.max_minutes * done / total
+        share = (sum(one.steps for one in self.stages[: progress.stage]) + stage.steps) / total
+        if options.max_tokens is not None and progress.tokens >= options.max_tokens * share:
+            return True
+        if options.max_minutes is None:
+            return False
+        return self._any(time.monotonic() - self._started >= 60 * options.max_minutes * share)
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:

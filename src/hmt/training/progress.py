@@ -16,20 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_directory, atomic_file
+from hmt.metrics.environment import environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.report.sources import read_history
@@ -221,24 +219,7 @@ class Record:
 
 
 def _description(options: TrainOptions) -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "options": asdict(options),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.platform(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Commit of the directory the command ran in, where it is a checkout."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    return {"command": sys.argv, "options": asdict(options), **environment()}
 
 
 def _digest(file: Path) -> str:

@@ -1,0 +1,163 @@
+"""Questions are answered from what was remembered, and nothing of an answer is seen before it is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from hmt import HMTForCausalLM
+from hmt.evaluation.questions import QuestionScores
+from hmt.model.answering import answer_nats
+from hmt.options import EvaluateOptions
+from hmt.text.questions import Question
+from tests.conftest import make_model, random_ids
+
+ROWS = "backbone,rmt,short_term,hmt"
+
+
+@dataclass(frozen=True)
+class Needle(Question):
+    """A question that knows where its answer lies."""
+
+    length: int = 0
+    depth: float = 0.0
+
+
+def question(number: int, **fields: Any) -> Question:
+    """A question with a choice of answers."""
+    given = {
+        "name": f"q{number}",
+        "source": f"s{number // 2}",
+        "context": f"Box {number // 2} holds a red ball and a key. " * 3,
+        "prompt": f"\nWhat is in box {number}? Answer:",
+        "answers": ("yes",),
+        "choices": ("yes", "no", "maybe"),
+    }
+    return Question(**given | fields)
+
+
+def ask(model: HMTForCausalLM, questions: list[Question], tokenizer: Any, **fields: Any) -> QuestionScores:
+    """The scores of one checkpoint."""
+    options = EvaluateOptions(**{"segment_length": 20, "num_sensory": 4, "modes": ROWS, "max_new_tokens": 8} | fields)
+    scores = QuestionScores(questions, options, tokenizer)
+    scores.ask(model, options.rows, None)
+    return scores
+
+
+def test_other_answers_change_no_prediction(tokenizer: PreTrainedTokenizerFast) -> None:
+    questions = [question(n) for n in range(3)]
+    others = [replace(one, answers=("the moon", "no"), supporting=((0, 3),)) for one in questions]
+    first, second = (ask(make_model(), given, tokenizer).predictions for given in (questions, others))
+    assert [one["prediction"] for one in first] == [one["prediction"] for one in second]
+    assert any(one["prediction"] for one in first)
+    assert [one["answer_nats"] for one in first] != [one["answer_nats"] for one in second]
+
+
+def test_a_prediction_is_what_the_model_writes_after_context_and_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, asked = make_model(), question(1)
+    predictions = {one["row"]: one for one in ask(model, [asked], tokenizer).predictions}
+    text = tokenizer(asked.context + asked.prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    for row in ROWS.split(","):
+        ids = model.variant(mode=row).generate(text, max_new_tokens=8, do_sample=False)[0, text.shape[1] :]
+        assert predictions[row]["prediction"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert predictions["hmt"]["context_tokens"] == len(asked.context)
+
+
+def test_only_the_first_line_counts_where_that_is_asked_for(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = torch.tensor(tokenizer(" yes, or\nno", add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr("hmt.evaluation.questions.write_answer", lambda *_: written)
+    model = make_model()
+    whole, line = (
+        ask(model, [question(0)], tokenizer, modes="hmt", first_line=first).predictions[0]["prediction"]
+        for first in (False, True)
+    )
+    assert (whole, line) == ("yes, or\nno", "yes, or")
+
+
+@torch.no_grad()
+def test_candidates_side_by_side_cost_what_each_costs_alone() -> None:
+    model, text, prompt = make_model(), random_ids(1, 50), random_ids(1, 6, seed=1)[0]
+    state = model.remember(text)
+    answers = [random_ids(1, count, seed=count)[0] for count in (1, 5, 17)]
+    costs = answer_nats(model, state, prompt, answers)
+    for answer, cost in zip(answers, costs, strict=True):
+        whole = torch.cat([text[0], prompt, answer])[None]
+        labels = whole.masked_fill(torch.arange(whole.shape[1]) < 56, -100)
+        # What is read in two calls is segmented as what is read in one.
+        assert cost == pytest.approx(float(model(whole, labels=labels).nll.sum()), rel=1e-4)
+
+
+def test_the_table_has_means_and_intervals_over_questions(tokenizer: PreTrainedTokenizerFast) -> None:
+    scores = ask(make_model(), [question(n) for n in range(4)], tokenizer)
+    for row in scores.rows():
+        own = [one for one in scores.predictions if one["row"] == row["row"]]
+        assert row["questions"] == len(own) == 4
+        assert row["f1"] == pytest.approx(sum(one["f1"] for one in own) / 4)
+        assert row["rouge_l_low"] <= row["rouge_l"] <= row["rouge_l_high"]
+        assert row["choice_accuracy"] == sum(one["likeliest"] == "yes" for one in own) / 4
+        nats, tokens = (sum(one[name] for one in own) for name in ("answer_nats", "answer_tokens"))
+        assert row["answer_loss"] == pytest.approx(nats / tokens)
+    assert scores.cells() == []
+
+
+def test_a_context_is_read_once_for_all_its_questions(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    remember = HMTForCausalLM.remember
+    monkeypatch.setattr(HMTForCausalLM, "remember", lambda self, ids: read.append(ids) or remember(self, ids))
+    ask(make_model(), [question(n) for n in range(4)], tokenizer, modes="hmt")
+    assert len(read) == 2
+
+
+def test_accuracy_is_given_for_each_length_and_depth(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(["It is 42.", "no idea", "42"])
+    monkeypatch.setattr(tokenizer.__class__, "decode", lambda *_, **__: next(found))
+    needles = [
+        Needle(f"n{n}", "s", "Hay. The code is 42. Hay.", " Code:", ("42",), length=512, depth=depth)
+        for n, depth in enumerate((0.5, 0.5, 1.0))
+    ]
+    assert ask(make_model(), needles, tokenizer, modes="hmt").cells() == [
+        {"row": "hmt", "length": 512, "depth": 0.5, "accuracy": 0.5, "count": 2},
+        {"row": "hmt", "length": 512, "depth": 1.0, "accuracy": 1.0, "count": 1},
+    ]
+
+
+def test_rows_that_write_nothing_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    for row in ("native", "hmt_shuffled"):
+        with pytest.raises(ValueError, match=f"row {row} scores text and answers no questions"):
+            ask(make_model(), [question(0)], tokenizer, modes=f"hmt,{row}")
+
+
+def test_a_task_of_questions_is_answered_by_the_command(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    rows = [
+        {"name": f"q{n}", "context": f"Box {n} is red. " * 9, "prompt": "Is it red?", "answers": "yes",
+         "choices": ["yes", "no"]}
+        for n in range(3)
+    ]  # fmt: skip
+    (tmp_path / "questions.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, said, complaint = run_cli(
+        "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 32, "--num_sensory", 4,
+        "--modes", "backbone,hmt", "--max_questions", 2, "--max_new_tokens", 5, "--json", tmp_path / "figures.json",
+        "--predictions", tmp_path / "predictions.jsonl",
+    )  # fmt: skip
+    assert status == 0, complaint
+    assert "2 question(s)" in said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["row"], row["questions"]) for row in figures["rows"]] == [("backbone", 2), ("hmt", 2)]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["name"]) for line in lines] == [
+        ("backbone", "q0"), ("backbone", "q1"), ("hmt", "q0"), ("hmt", "q1"),
+    ]  # fmt: skip
+    assert {line["answers"][0] for line in lines} == {"yes"}
+    assert {"commit", "command", "config", "environment", "model", "checkpoints"} <= figures.keys()
