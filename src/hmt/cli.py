@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "generate": (options.GenerateOptions, "hmt.generate"),
     "chat": (options.ChatOptions, "hmt.chat"),
     "serve": (options.ServeOptions, "hmt.serve"),
+    "tasks": (options.TasksOptions, "hmt.tasks"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         if getattr(chosen, "cache_dir", None):
             os.environ["HF_HOME"] = str(chosen.cache_dir)  # before anything of the hub is imported
         _find_early(chosen)
-        _quieten()
+        _quieten(loads_model=verb != "tasks")
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
@@ -186,13 +187,15 @@ def _write_json(path: Path, figures: dict[str, Any]) -> None:
         file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
 
 
-def _quieten() -> None:
-    """Keep the terminal for this program's own lines."""
+def _quieten(loads_model: bool) -> None:
+    """Keep the terminal for this program's own lines; transformers is imported for it only where it is needed."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not loads_model:
+        return
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

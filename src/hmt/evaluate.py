@@ -16,8 +16,9 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ROWS, EvaluateOptions, parse_counts
 from hmt.report.table import format_table
+from hmt.text.augment import augment
 from hmt.text.batches import Span, TokenDocument, aligned_length, plan_spans, tokenize
-from hmt.text.tasks import load_documents
+from hmt.text.tasks import load_documents, settings_of
 
 COLUMNS = {
     "row": "row",
@@ -40,11 +41,10 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
     Returns:
         The figures, and the same as a table.
     """
-    documents = load_documents(
-        options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
-    )
+    documents = load_documents(options.task_name, options.split, **settings_of(options))
     model, tokenizer = load(options, memory_seed=options.seed)
     tokens = tokenize(documents, tokenizer, len(model.embedding_table))
+    tokens = augment(tokens, options, tokenizer, len(model.embedding_table))
     figures = evaluate_rows(model, tokenizer, tokens, options)
     return figures, f"{describe(figures)}\n{format_table(figures['rows'], COLUMNS)}"
 

@@ -3,7 +3,8 @@
 These files import neither torch nor transformers, so that `hmt --help` answers at once.
 """
 
-from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.listing import TasksOptions
 from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
@@ -19,6 +20,7 @@ from hmt.options.writing import (
 __all__ = [
     "API_KEY",
     "ROWS",
+    "AugmentOptions",
     "ChatOptions",
     "ConvertOptions",
     "DemoOptions",
@@ -30,6 +32,7 @@ __all__ = [
     "SamplingOptions",
     "ServeOptions",
     "TaskOptions",
+    "TasksOptions",
     "TrainOptions",
     "parse_count",
     "parse_counts",

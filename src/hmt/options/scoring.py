@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_counts
+from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_counts
 
 ROWS: dict[str, dict[str, object]] = {
     "backbone": {"mode": "backbone"},
@@ -20,7 +20,7 @@ ROWS: dict[str, dict[str, object]] = {
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
+class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score the same target tokens at several context lengths, several ways of reading side by side."""
 
     lengths: str = "1k,2k,4k"
@@ -43,7 +43,8 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
             ValueError: Naming the flag.
         """
         super().check()
-        check_positive(self, "batch_size", "spans_per_document", "max_documents", "target_tokens")
+        self.check_task()
+        check_positive(self, "batch_size", "spans_per_document", "target_tokens")
         lengths = parse_counts(self.lengths)
         if not lengths or lengths[0] < 2:
             raise ValueError(f"lengths must be numbers of tokens of at least 2, got {self.lengths!r}")
