@@ -9,8 +9,8 @@ from hmt.report.table import format_table
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, Task, load_documents, load_questions, settings_of, where_from
 
-COLUMNS = {"name": "task", "kind": "kind", "from": "read from", "licence": "licence", "length": "length",
-           "source": "source"}  # fmt: skip
+WHERE = {"name": "task", "kind": "kind", "from": "read from", "licence": "licence", "length": "length"}
+WHAT = {"name": "task", "about": "what it is", "source": "source"}
 
 SHOWN_CHARACTERS = 160
 """Of a text that is shown in one line."""
@@ -28,13 +28,11 @@ def run(options: TasksOptions) -> tuple[dict[str, Any], str]:
 def listing() -> tuple[dict[str, Any], str]:
     """All tasks of the registry, as figures and as a table with a line on each below."""
     rows = [_entry(task) for task in TASKS.values()]
-    abouts = [{"name": row["name"], "about": row["about"], "subsets": ", ".join(row["subsets"]) or "-"} for row in rows]
     closing = (
-        "a directory with train, validation and test, a file, or a hub id are tasks too; a local copy stands for a task "
-        "with --hub_map TASK=DIR (hmt tasks --json FILE says what it holds)"
+        "Directories, files and hub ids are tasks too. A local copy stands for a task with --hub_map TASK=DIR; what it "
+        "holds, and the subsets and columns, are in --json FILE."
     )
-    second = format_table(abouts, {"name": "task", "about": "what it is", "subsets": "--task_subset"})
-    return {"tasks": rows}, f"{format_table(rows, COLUMNS)}\n\n{second}\n\n{closing}"
+    return {"tasks": rows}, f"{format_table(rows, WHERE)}\n\n{format_table(rows, WHAT)}\n\n{closing}"
 
 
 def _entry(task: Task) -> dict[str, Any]:
