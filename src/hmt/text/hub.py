@@ -20,6 +20,7 @@ def hub_rows(
     revision: str | None = None,
     streaming: bool = False,
     shuffle_seed: int | None = None,
+    instead: str = "",
 ) -> Iterator[Row]:
     """Rows of one split of a data set.
 
@@ -30,6 +31,7 @@ def hub_rows(
         revision: Branch or commit.
         streaming: Read over the network, row by row, instead of fetching everything first.
         shuffle_seed: Take the rows in an order drawn with this; a stream is shuffled within a window.
+        instead: What can be done without the hub, for the complaint.
 
     Raises:
         OSError: If it cannot be loaded; one line that says why.
@@ -49,4 +51,4 @@ def hub_rows(
             rows = rows.shuffle(shuffle_seed, **({"buffer_size": SHUFFLE_BUFFER} if streaming else {}))
         yield from rows
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise OSError(f"cannot load {hub_id} ({split}): {hub_remedy(error) or first_line(error)}") from error
+        raise OSError(f"cannot load {hub_id} ({split}): {hub_remedy(error) or first_line(error)}{instead}") from error

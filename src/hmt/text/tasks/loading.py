@@ -110,10 +110,10 @@ def find_task(task_name: str, split: str) -> None:
     if looks_like_a_path(task_name):
         raise FileNotFoundError(f"no task directory at {task_name}")
     if task is not None and task.hub_id is None:
-        raise FileNotFoundError(f"{task_name} is on no hub: give a copy with --hub_map {task_name}=DIR ({task.local})")
+        raise FileNotFoundError(f"{task_name} is on no hub: {task.instead}")
     if not offline_mode() and not hub_is_reachable():
         local = (
-            f"give a copy with --hub_map {task.name}=DIR ({task.local})"
+            task.instead
             if task is not None
             else f"give a directory with {split}.txt, .jsonl or .parquet, or one of {', '.join(TASKS)}"
         )

@@ -70,7 +70,7 @@ def eda_corpus(source: Source) -> Iterator[Question]:
                 pairs[texts[0], texts[1]] = None
     if not pairs:
         raise FileNotFoundError(f"{source.where} holds no eda_corpus: expected {source.task.local}")
-    named = groups(list(pairs), lambda pair: (f"Q {pair[0].lower()}", f"A {pair[1].lower()}"))
+    named = groups(list(pairs), lambda pair: (f"1 {pair[0].lower()}", f"2 {pair[1].lower()}"))
     for (question, answer), group in zip(pairs, named, strict=True):
         name = fingerprint(group)
         if hash_split(name) == source.split:

@@ -113,6 +113,13 @@ class Task:
                 return Path(stands_for).expanduser()
         return None
 
+    @property
+    def instead(self) -> str:
+        """What to do where the hub is not at hand."""
+        if self.name == self.hub_id:  # a data set that the registry does not know
+            return "give a directory with train, validation and test as .txt, .jsonl or .parquet"
+        return f"give a copy with --hub_map {self.name}=DIR ({self.local})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -228,6 +235,7 @@ class Source:
                 revision=self.task.revision,
                 streaming=self.reading.streaming,
                 shuffle_seed=self.reading.seed if self.reading.shuffle else None,
+                instead=f"; {self.task.instead}",
             )
             return
         files = self.files(split, TABLE_SUFFIXES)
