@@ -82,12 +82,11 @@ def _articles(lines: Iterable[str], name: str) -> Iterator[Document]:
     for after in chain(lines, [""]):
         if _is_title(this) and not before.strip() and not after.strip():
             if any(line.strip() for line in article):
-                yield Document(f"{name}:{title}", "".join(article))
-                article = []
+                yield Document(f"{name}:{title}", "".join(article[:-1]))
+                article = article[-1:]  # the blank line above the title
             title = this.strip()[2:-2]
         article.append(this)
         before, this = this, after
-    article.append(this)
     if any(line.strip() for line in article):
         yield Document(f"{name}:{title}", "".join(article))
 
