@@ -144,8 +144,9 @@ def _find_early(chosen: Any) -> None:
         check_output_file(chosen.out)
     if getattr(chosen, "json", None):
         check_output_file(chosen.json)
-    if task := getattr(chosen, "task_name", None):
-        find_task(task, getattr(chosen, "split", "train"))
+    for task in (getattr(chosen, "task_name", None), getattr(chosen, "haystack", None)):
+        if task:
+            find_task(task, getattr(chosen, "split", "train"))
     # A checkpoint was found when its settings were read.
     if getattr(chosen, "model_name", None) and not getattr(chosen, "load_from_ckpt", None):
         locate(chosen.model_name, "model")

@@ -134,9 +134,8 @@ def where_from(task: Task) -> str:
 
 def _documents(task_name: str, split: str, reading: Reading) -> Iterator[Document]:
     find_task(task_name, split)
-    path = _path(task_name)
-    task = _entry(task_name)
-    if task is not None and (task.directory is not None or not path.exists()):
+    path, task = _path(task_name), _entry(task_name)
+    if task is not None:
         source = _source(task, split, reading)
         if task.documents is not None:
             return iter(task.documents(source))
@@ -150,9 +149,8 @@ def _documents(task_name: str, split: str, reading: Reading) -> Iterator[Documen
 
 def _questions(task_name: str, split: str, reading: Reading) -> Iterator[Question]:
     find_task(task_name, split)
-    path = _path(task_name)
-    task = _entry(task_name)
-    if task is not None and (task.directory is not None or not path.exists()):
+    path, task = _path(task_name), _entry(task_name)
+    if task is not None:
         return _checked(task, _source(task, split, reading)) if task.questions is not None else iter(())
     files = [path] if path.is_file() and _is_questions(path) else []
     if path.is_dir():
@@ -203,8 +201,11 @@ def _source(task: Task, split: str, reading: Reading) -> Source:
 
 
 def _entry(task_name: str) -> Task | None:
-    """The registry's task of a name or hub id, unless the name is a path."""
-    return None if looks_like_a_path(task_name) else task_of(task_name)
+    """The registry's task of a name or hub id, unless the name is a path: a directory of that name goes first."""
+    task = None if looks_like_a_path(task_name) else task_of(task_name)
+    if task is not None and task.directory is None and not task.made_here and _path(task_name).exists():
+        return None
+    return task
 
 
 def _of_the_hub(hub_id: str) -> Task:

@@ -12,8 +12,4 @@ TASKS: dict[str, Task] = {
 
 def task_of(name: str) -> Task | None:
     """The task of a name or hub id; None where the registry has none."""
-    if name in TASKS:
-        return TASKS[name]
-    return next((task for task in TASKS.values() if task.hub_id == name and task.kind == "text"), None) or next(
-        (task for task in TASKS.values() if task.hub_id == name), None
-    )
+    return TASKS.get(name) or next((task for task in TASKS.values() if task.hub_id == name), None)
