@@ -26,7 +26,8 @@ def questions(count: int) -> list[Question]:
 def test_the_loss_is_that_of_the_answers_alone(tmp_path: Path) -> None:
     options = TrainOptions(
         segment_length=20, num_sensory=4, mem_recall_hidden_dim=16, mem_recall_context=5, stage_1_step=0,
-        training_step=30, bptt_depth=8, batch_size=2, train_backbone=True, learning_rate=1e-2, save_ckpt=tmp_path / "ckpt",
+        training_step=30, bptt_depth=8, batch_size=2, train_backbone=True, learning_rate=1e-2,
+        save_ckpt=tmp_path / "ckpt",
     )  # fmt: skip
     texts = tokenize_questions(questions(8), byte_tokenizer(), VOCAB)
     training = Training(make_model(), options, keep=False)
