@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hmt.cli import run
@@ -86,6 +90,51 @@ def test_the_third_command_trains_on_books(hub: Path, capsys: Any) -> None:
     assert "for 3 steps" in said
     assert "nothing was kept" in said
     assert "4 samples of up to 2,000 tokens" in said
+
+
+def test_paragraphs_of_the_hub_become_articles_long_enough_to_test_on(hub: Path, capsys: Any) -> None:
+    """No paragraph has 2,000 tokens; the command that the program's README gives needs samples of that length."""
+    for folder in (hub / "text").iterdir():
+        shutil.rmtree(folder)
+    for split in ("train", "validation", "test"):
+        rows = [
+            row
+            for article in range(3)
+            for row in ("", f" = {split} {article} = \n", "", *[f" Line {n} of {article} .\n" for n in range(140)])
+        ]
+        pq.write_table(pa.table({"text": rows}), hub / "text" / f"{split}-00000-of-00001.parquet")
+    short = TRAIN.replace("--training_step 2000 --eval_step 200", "--training_step 2 --eval_step 1")
+    assert published(short, "--test_length", 2000, "--test_step", 2) == 0
+    assert "2 samples of up to 2,000 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["--interleave_dataset --interleave_len 30", "--dilate_dataset --dilate_len 40"])
+def test_documents_are_mixed_and_dilated(flags: str, hub: Path, capsys: Any) -> None:
+    short = TRAIN.replace("--training_step 2000 --eval_step 200", "--training_step 2 --eval_step 2")
+    assert published(short, *flags.split(), "--test_step", 2, "--no-shuffle_train", "--shuffle") == 0
+    assert "for 2 steps" in capsys.readouterr().out
+
+
+def test_questions_of_pubmed_train_on_their_answers(hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    items = {
+        str(number): {
+            "QUESTION": f"Is {number} so?",
+            "CONTEXTS": [f"Item {number} was seen.", "It was so."],
+            "LONG_ANSWER": "It is so.",
+            "final_decision": "yes",
+        }
+        for number in range(40)
+    }
+    (hub / "pubmed").mkdir()
+    (hub / "pubmed" / "ori_pqal.json").write_text(json.dumps(items))
+    monkeypatch.setenv("HMT_HUB_MAP", "facebook/opt-1.3b=opt,qiaojin/PubMedQA=pubmed")
+    line = TRAIN.replace("wikitext --task_config wikitext-103-raw-v1", "pubmed_qa --fuse_size 3")
+    line = line.replace("--training_step 2000 --eval_step 200", "--training_step 2 --eval_step 1")
+    assert published(line, "--test_step", 3) == 0
+    said = capsys.readouterr().out
+    assert "test: loss" in said
+    targets = int(re.search(r"over ([\d,]+) targets", said)[1])  # type: ignore[index]
+    assert targets == 3 * len(" yes") + 3  # and the token that ends each
 
 
 def test_every_published_flag_is_there_and_described() -> None:

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "serve": (options.ServeOptions, "hmt.serve"),
     "harness": (options.HarnessOptions, "hmt.harness.evaluation"),
     "report": (options.ReportOptions, "hmt.report.publish"),
+    "tasks": (options.TasksOptions, "hmt.tasks"),
     "convert": (options.ConvertOptions, "hmt.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         if getattr(chosen, "cache_dir", None):
             os.environ["HF_HOME"] = str(chosen.cache_dir)  # before anything of the hub is imported
         _find_early(chosen)
-        _quieten()
+        _quieten(loads_model=verb != "tasks")
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
         if os.environ.get("RANK", "0") != "0":
             return OK  # of several processes one tells what came out
@@ -148,8 +149,9 @@ def _find_early(chosen: Any) -> None:
     for name in ("json", "predictions"):
         if getattr(chosen, name, None):
             check_output_file(getattr(chosen, name))
-    if task := getattr(chosen, "task_name", None):
-        find_task(task, getattr(chosen, "split", "train"))
+    for task in (getattr(chosen, "task_name", None), getattr(chosen, "haystack", None)):
+        if task:
+            find_task(task, getattr(chosen, "split", "train"))
     # A checkpoint was found when its settings were read.
     if getattr(chosen, "model_name", None) and not getattr(chosen, "load_from_ckpt", None):
         locate(chosen.model_name, "model")
@@ -191,13 +193,15 @@ def _write_json(path: Path, figures: dict[str, Any]) -> None:
         file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
 
 
-def _quieten() -> None:
-    """Keep the terminal for this program's own lines."""
+def _quieten(loads_model: bool) -> None:
+    """Keep the terminal for this program's own lines; transformers is imported for it only where it is needed."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "lm_eval"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not loads_model:
+        return
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -20,9 +20,9 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import WITHOUT_MEMORY, EvaluateOptions
 from hmt.report.table import format_table
+from hmt.text.augment import augment
 from hmt.text.batches import TokenDocument, tokenize
-from hmt.text.questions import Question
-from hmt.text.tasks import load_documents, load_questions
+from hmt.text.tasks import load_documents, load_questions, settings_of
 from hmt.training import matching
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,17 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
         KeyboardInterrupt: If the training of a baseline was stopped.
     """
     matched = _match_budget(options) if options.match_budget else []
-    questions = load_questions(options.task_name, options.split, limit=options.max_questions)
-    figures, text = _answer(options, questions) if questions else _score(options)
+    scores: TargetScores | QuestionScores | None = None
+    for checkpoint, source, rows in _parts(options):
+        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
+        if scores is None:
+            scores = _scores(options, tokenizer, len(model.embedding_table))
+        scores.measure(model, rows, checkpoint)
+        del model  # before the next one is loaded
+    assert scores is not None
+    if isinstance(scores, QuestionScores) and options.predictions is not None:
+        with atomic_file(options.predictions) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in scores.predictions))
     about = {
         "model": options.model_name,
         "checkpoints": [name for name in options.checkpoints if name is not None],
@@ -79,7 +88,11 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
         "commit": commit(),
         "environment": environment(),
     }
-    return about | figures, text
+    figures = about | scores.figures()
+    if isinstance(scores, QuestionScores):
+        text = f"{len(scores.questions)} question(s), each answered from memory"
+        return figures, f"{text}\n{table(figures['rows'], ANSWER_COLUMNS)}"
+    return figures, f"{describe(figures)}\n{table(figures['rows'])}"
 
 
 def evaluate_rows(
@@ -98,12 +111,19 @@ def evaluate_rows(
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """One line on what was scored."""
+    """A line on what was scored, and one on what was recalled across topics where they are known."""
     spans = figures["spans"]
     scored = sum(span["end"] - span["first"] for span in spans)
     documents = len({span["document"] for span in spans})
     line = f"{scored:,} target tokens in {len(spans)} span(s) of {documents} document(s), the same at every length"
-    return line if documents > 1 else f"{line}; intervals need a second document"
+    line = line if documents > 1 else f"{line}; intervals need a second document"
+    if not (topics := figures.get("topics")):
+        return line
+    shares = ", ".join(
+        f"{topics[f'recalled_{part}']:.1%} on {name} (by chance {topics[f'chance_{part}']:.1%})"
+        for part, name in (("own", "the own document"), ("filler", "filler"), ("other", "others"))
+    )
+    return f"{line}\nrecall over {topics['segments']} segments: {shares}"
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str] | None = None) -> str:
@@ -131,38 +151,17 @@ def _whole(row: dict[str, Any]) -> dict[str, int]:
     return {key: round(row[key]) for key in ("tokens_per_second", "peak_mb") if row.get(key) is not None}
 
 
-def _score(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
-    """Score the targets of a task's documents."""
-    documents = load_documents(
-        options.task_name, options.split, subset=options.task_subset, text_column=options.text_column
-    )
-    scores: TargetScores | None = None
-    for checkpoint, source, rows in _parts(options):
-        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
-        if scores is None:
-            scores = TargetScores(tokenize(documents, tokenizer, len(model.embedding_table)), options, tokenizer)
-        scores.measure(model, rows, checkpoint)
-        del model  # before the next one is loaded
-    assert scores is not None
-    figures = scores.figures()
-    return figures, f"{describe(figures)}\n{table(figures['rows'])}"
-
-
-def _answer(options: EvaluateOptions, questions: list[Question]) -> tuple[dict[str, Any], str]:
-    """Answer the questions of a task."""
-    scores: QuestionScores | None = None
-    for checkpoint, source, rows in _parts(options):
-        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
-        scores = scores or QuestionScores(questions, options, tokenizer)
-        scores.ask(model, rows, checkpoint)
-        del model
-    assert scores is not None
-    if options.predictions is not None:
-        with atomic_file(options.predictions) as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in scores.predictions))
-    rows_found = scores.rows()
-    text = f"{len(questions)} question(s), each answered from memory\n{table(rows_found, ANSWER_COLUMNS)}"
-    return {"rows": rows_found, "cells": scores.cells()}, text
+def _scores(
+    options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, num_embeddings: int
+) -> TargetScores | QuestionScores:
+    """What is to be measured: answers where the task has questions, else targets of its documents."""
+    settings = settings_of(options, tokenizer)
+    if questions := load_questions(options.task_name, options.split, limit=options.max_questions, **settings):
+        if options.interleave_dataset or options.dilate_dataset:
+            raise ValueError("interleave_dataset and dilate_dataset are for text; this task has questions")
+        return QuestionScores(questions, options, tokenizer)
+    documents = tokenize(load_documents(options.task_name, options.split, **settings), tokenizer, num_embeddings)
+    return TargetScores(augment(documents, options, tokenizer, num_embeddings), options, tokenizer)
 
 
 def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, list[str]]]:

@@ -19,8 +19,8 @@ from hmt.options.base import check_positive
 logger = logging.getLogger(__name__)
 
 LATER = {
-    "segment_alignment": None, "interleave_dataset": False, "plot_hist": False, "dynamic": False,
-    "dilate_dataset": False, "train_memory_map": False, "inject_autoencoder": False, "generate": None, "timing": False,
+    "segment_alignment": None, "plot_hist": False, "dynamic": False, "train_memory_map": False,
+    "inject_autoencoder": False, "generate": None, "timing": False,
 }  # fmt: skip
 """Flags whose part of the published program is not there yet, and the values that do not ask for it."""
 
@@ -30,7 +30,7 @@ class PublishedOptions:
     """Train or test a model as the published HMT program does."""
 
     task_name: str = "wikitext"
-    """Data set: a name, a hub id, or a directory."""
+    """Data set: a name that hmt tasks lists, a hub id, or a directory."""
     task_subset: str | None = None
     """Configuration of the data set."""
     task_config: str | None = None
@@ -90,13 +90,13 @@ class PublishedOptions:
     train_set_split: str | None = None
     """Use at most so many training documents, or such a share of them: 50 or 2%."""
     interleave_dataset: bool = False
-    """Mix every two samples; not there yet."""
+    """Mix every two documents."""
     interleave_len: int = 100
     """Tokens of each in turn."""
     plot_hist: bool = False
     """Draw the histogram of recall distances; not there yet."""
     fuse_size: int = 2
-    """Question-answering items whose contexts are put together; belongs to tasks that are not there yet."""
+    """Question-answering items whose contexts are put together (pubmed_qa)."""
     timing: bool = False
     """Time the parts of a step; not there yet."""
     inference_only: bool = False
@@ -104,9 +104,9 @@ class PublishedOptions:
     dynamic: bool = False
     """Dynamic reading speed; not there yet."""
     dilate_dataset: bool = False
-    """Insert filler tokens; not there yet."""
+    """Put filler between every dilate_len tokens of a document."""
     dilate_len: int = 888
-    """Filler tokens."""
+    """Tokens of the document and of filler in turn."""
     dilate_str: str = "$"
     """The filler."""
     train_memory_map: bool = False
@@ -116,11 +116,11 @@ class PublishedOptions:
     generate: str | None = None
     """Generate instead of scoring; not there yet: see hmt generate."""
     streaming: bool = False
-    """Read the data set as a stream; has no effect yet."""
+    """Read a hub's data set row by row instead of fetching it first."""
     shuffle: bool = False
-    """Shuffle the test samples; has no effect, since they are spread evenly over the documents."""
+    """Take the documents and questions of a split in an order drawn with the seed."""
     shuffle_train: bool = True
-    """Shuffle the training samples; they always are."""
+    """Draw the order of the training samples by the seed; without, they are taken as they stand."""
     cache_dir: Path | None = None
     """Where the hub's files are kept."""
     wandb_project: str | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import recover_directory
@@ -15,8 +16,10 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import TrainOptions
 from hmt.options.base import parse_share
-from hmt.text.batches import TokenDocument, tokenize
-from hmt.text.tasks import load_documents
+from hmt.text.answers import tokenize_questions
+from hmt.text.augment import augment
+from hmt.text.batches import Readable, Sample, tokenize
+from hmt.text.tasks import load_documents, load_questions, settings_of
 from hmt.training import progress
 from hmt.training.launch import is_cut_up
 from hmt.training.loop import Training
@@ -84,20 +87,32 @@ class _Texts:
         self._options = options
         self._tokenizer = tokenizer
         self._num_embeddings = num_embeddings
+        self._settings = settings_of(options, tokenizer)
+        if Path(options.task_name).expanduser().is_file() and (options.eval_step or options.test_step):
+            raise ValueError(
+                f"{options.task_name} is one split: without --eval_step and --test_step, or give a directory with "
+                "train, validation and test"
+            )
 
-    def split(self, name: str) -> list[TokenDocument]:
-        """The documents of a split."""
+    def split(self, name: str) -> Sequence[Readable]:
+        """The questions of a split, or its documents where the task is plain text.
+
+        Raises:
+            ValueError: If questions are to be mixed or dilated.
+        """
         options = self._options
         number, share = parse_share(options.train_set_split if name == "train" else None)
-        documents = load_documents(
-            options.task_name,
-            name,
-            subset=options.task_subset,
-            text_column=options.text_column,
-            limit=number or (options.max_documents if name == "train" else None),
-        )
+        limit = number or (options.max_documents if name == "train" else None)
+        questions = load_questions(options.task_name, name, limit=limit, **self._settings)
+        if questions:
+            if options.interleave_dataset or options.dilate_dataset:
+                raise ValueError("interleave_dataset and dilate_dataset are for text; this task has questions")
+            questions = questions[: math.ceil(share * len(questions))]
+            return tokenize_questions(questions, self._tokenizer, self._num_embeddings)
+        documents = load_documents(options.task_name, name, limit=limit, **self._settings)
         documents = documents[: math.ceil(share * len(documents))]
-        return tokenize(documents, self._tokenizer, self._num_embeddings)
+        tokens = tokenize(documents, self._tokenizer, self._num_embeddings)
+        return augment(tokens, options, self._tokenizer, self._num_embeddings)
 
 
 def _resumed(options: TrainOptions) -> progress.Saved | None:
@@ -120,15 +135,15 @@ def _how_to_go_on(training: Training) -> str:
     return f"the same command with --resume goes on from {training.options.save_ckpt}"
 
 
-def _test_samples(training: Training, texts: _Texts) -> list[Tensor]:
-    """Samples (tokens,) of the test split."""
+def _test_samples(training: Training, texts: _Texts) -> list[Sample]:
+    """Samples of the test split."""
     options = training.options
     stage = training.stages[-1]
     length = options.test_length or stage.segments * stage.reader(training.model).config.fresh_tokens
     return held_out(texts.split("test"), length, options.test_step or DEFAULT_TEST_SAMPLES)
 
 
-def _test(training: Training, samples: list[Tensor]) -> tuple[dict[str, Any], str]:
+def _test(training: Training, samples: list[Sample]) -> tuple[dict[str, Any], str]:
     """Score samples of the test split, read as the last stage reads."""
     options = training.options
     reader: HMTForCausalLM = training.stages[-1].reader(training.model)

@@ -46,7 +46,7 @@ def ask(model: HMTForCausalLM, questions: list[Question], tokenizer: Any, **fiel
     """The scores of one checkpoint."""
     options = EvaluateOptions(**{"segment_length": 20, "num_sensory": 4, "modes": ROWS, "max_new_tokens": 8} | fields)
     scores = QuestionScores(questions, options, tokenizer)
-    scores.ask(model, options.rows, None)
+    scores.measure(model, options.rows, None)
     return scores
 
 

@@ -6,9 +6,11 @@ from itertools import islice
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hmt.text.batches import (
+    Sample,
     TokenDocument,
     aligned_length,
     cut,
@@ -24,6 +26,11 @@ from hmt.text.documents import Document
 def documents(*lengths: int) -> list[TokenDocument]:
     """Documents whose tokens tell where they are from: 1000 * document + place."""
     return [TokenDocument(str(n), 1000 * n + torch.arange(length)) for n, length in enumerate(lengths, start=1)]
+
+
+def sample(ids: Tensor) -> Sample:
+    """Tokens that are all scored."""
+    return Sample(ids, ids)
 
 
 def test_nothing_is_added_to_a_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -43,16 +50,16 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tokenizer: PreTrainedTokenize
 def test_training_samples_do_not_cross_documents_and_all_come_once_an_epoch() -> None:
     samples = cut(documents(100, 35, 9), sample_tokens=20)
     rows = list(islice(shuffled(samples, seed=0), 14))
-    assert all(len({int(token) // 1000 for token in row}) == 1 for row in rows)
+    assert all(len({int(token) // 1000 for token in row.ids}) == 1 for row in rows)
     for epoch in (rows[:7], rows[7:]):
-        assert sorted(int(row[0]) for row in epoch) == [1000, 1020, 1040, 1060, 1080, 2000, 2020]
+        assert sorted(int(row.ids[0]) for row in epoch) == [1000, 1020, 1040, 1060, 1080, 2000, 2020]
 
 
 def test_the_order_of_samples_is_that_of_the_seed_and_can_be_taken_up_anywhere() -> None:
     samples = cut(documents(400), 20)
 
     def order(seed: int, skip: int = 0) -> list[int]:
-        return [int(row[0]) for row in islice(shuffled(samples, seed, skip), 70 - skip)]
+        return [int(row.ids[0]) for row in islice(shuffled(samples, seed, skip), 70 - skip)]
 
     assert order(3) == order(3)
     assert order(3) != order(4)
@@ -60,10 +67,18 @@ def test_the_order_of_samples_is_that_of_the_seed_and_can_be_taken_up_anywhere()
         assert order(3, skip) == order(3)[skip:]
 
 
+def test_samples_can_be_taken_as_they_stand() -> None:
+    rows = islice(shuffled(cut(documents(60), 20), seed=None, skip=1), 5)
+    assert [int(row.ids[0]) for row in rows] == [1020, 1040, 1000, 1020, 1040]
+
+
 def test_scored_targets_are_those_of_the_loss() -> None:
-    rows = [torch.arange(10), torch.arange(4)]
+    rows = [sample(torch.arange(10)), sample(torch.arange(4))]
     assert scored_targets(rows, None) == 9 + 3
     assert scored_targets(rows, 5) == 5 + 3
+    labels = torch.tensor([-100, -100, 7, 8, -100])
+    assert scored_targets([Sample(torch.arange(5), labels)], None) == 2
+    assert scored_targets([Sample(torch.arange(5), labels)], 2) == 1
 
 
 def test_documents_that_are_too_short_to_train_on_are_refused() -> None:
@@ -72,10 +87,17 @@ def test_documents_that_are_too_short_to_train_on_are_refused() -> None:
 
 
 def test_padding_is_never_scored() -> None:
-    batch = pad([torch.arange(1, 4), torch.arange(1, 6)])
+    batch = pad([sample(torch.arange(1, 4)), sample(torch.arange(1, 6))])
     assert batch.input_ids.tolist() == [[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]]
     assert batch.labels.tolist() == [[1, 2, 3, -100, -100], [1, 2, 3, 4, 5]]
     assert batch.attention_mask.sum(1).tolist() == [3, 5]
+
+
+def test_parts_of_a_batch_know_their_samples() -> None:
+    rows = [sample(torch.arange(n, n + 3)) for n in range(5)]
+    parts = pad(rows).split(2)
+    assert [[int(one.ids[0]) for one in part.samples] for part in parts] == [[0, 1], [2, 3], [4]]
+    assert [part.input_ids[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
 
 
 def test_every_context_length_scores_the_same_tokens() -> None:

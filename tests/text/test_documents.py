@@ -79,8 +79,9 @@ def test_a_task_is_a_directory_or_a_name(tmp_path: Path) -> None:
     assert [d.text for d in load_documents(str(tmp_path), "test", limit=3)] == ["a", "b"]
     with pytest.raises(FileNotFoundError, match="no task directory at /no/such"):
         load_documents("/no/such", "test")
-    with pytest.raises(NotADirectoryError, match="is a file; give the directory"):
-        load_documents(str(tmp_path / "test.jsonl"), "test")
+    (tmp_path / "notes.pdf").write_text("x")
+    with pytest.raises(ValueError, match=r"notes\.pdf is no text: expected \.txt"):
+        load_documents(str(tmp_path / "notes.pdf"), "test")
     (tmp_path / "test.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(ValueError, match="has no text in its test split"):
         load_documents(str(tmp_path), "test")

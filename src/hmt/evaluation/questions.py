@@ -54,7 +54,7 @@ class QuestionScores:
                 raise ValueError(f"row {row} scores text and answers no questions; leave it out of --modes")
         rouge_l("", [""])  # complains before anything is read where its package is missing
 
-    def ask(self, model: HMTForCausalLM, rows: Sequence[str], checkpoint: str | None) -> None:
+    def measure(self, model: HMTForCausalLM, rows: Sequence[str], checkpoint: str | None) -> None:
         """Read the contexts with a model in each of these ways, and ask it."""
         with tqdm(total=len(rows) * len(self.questions), unit="question", disable=None) as bar:
             for row in rows:
@@ -82,6 +82,10 @@ class QuestionScores:
             {"row": row, **self._spent[row][0], **_summary([one for one in self.predictions if one["row"] == row])}
             for row in self.options.rows
         ]
+
+    def figures(self) -> dict[str, Any]:
+        """The table, and the accuracy by length and depth where the questions have them."""
+        return {"rows": self.rows(), "cells": self.cells()}
 
     def cells(self) -> list[dict[str, Any]]:
         """Accuracy for each row, length and depth, where the questions have them."""
@@ -128,8 +132,8 @@ class _Reader:
             "answer_nats": nats,
             "answer_tokens": tokens,
             "context_tokens": self._context[2],
-            "length": getattr(question, "length", None),
-            "depth": getattr(question, "depth", None),
+            "length": question.length,
+            "depth": question.depth,
         }
 
     @staticmethod
@@ -146,7 +150,7 @@ class _Reader:
         """Nats and tokens of the first accepted answer, and the likeliest choice per token."""
         wanted = question.answers[0]
         texts = list(dict.fromkeys([wanted, *question.choices]))
-        ids = [self._ids(question.name, _joined(question.prompt, text)) for text in texts]
+        ids = [self._ids(question.name, question.continuation(text)) for text in texts]
         nats = answer_nats(self.model, state, prompt, ids)
         each = {text: cost / len(tokens) for text, cost, tokens in zip(texts, nats, ids, strict=True)}
         choices = [text for text in texts if text in question.choices]
@@ -165,11 +169,6 @@ class _Reader:
             raise ValueError(f"question {name} has an empty prompt or answer")
         (document,) = tokenize([Document(name, text)], self._tokenizer, len(self.model.embedding_table))
         return document.ids
-
-
-def _joined(prompt: str, answer: str) -> str:
-    """An answer as it stands behind its prompt."""
-    return answer if not prompt or prompt[-1].isspace() or answer[:1].isspace() else f" {answer}"
 
 
 def _summary(predictions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hmt.evaluation.readers import Reader, make_reader
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
+from hmt.metrics.topics import TopicRecall
 from hmt.model.controls import partners
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.identity import weights_digest
@@ -66,6 +67,7 @@ class TargetScores:
         options: Of the evaluation.
         tokenizer: Counts the bytes that targets stand for.
         spans: The targets.
+        topics: Where that recall went, in documents that were mixed or dilated.
         recall: What row hmt recalled at the longest context, where it was read.
     """
 
@@ -74,6 +76,7 @@ class TargetScores:
     tokenizer: PreTrainedTokenizerBase
     spans: list[Span] = field(init=False)
     recall: RecallMap = field(init=False)
+    topics: TopicRecall = field(init=False, default_factory=TopicRecall)
     _series: dict[str | None, dict[tuple[str, int], Measured]] = field(init=False, default_factory=dict)
     _unchanged: dict[tuple[str, int, str], Measured] = field(init=False, default_factory=dict)
 
@@ -155,7 +158,11 @@ class TargetScores:
     def _keep_recall(self, group: list[Span], ids: Tensor, trace: RecallTrace, segment_tokens: int | None) -> None:
         assert segment_tokens is not None
         for row, span in enumerate(group):
-            self.recall.add(self.documents[span.document].name, ids[row].cpu(), trace, row, segment_tokens)
+            document = self.documents[span.document]
+            self.recall.add(document.name, ids[row].cpu(), trace, row, segment_tokens)
+            if document.origins is not None:
+                origins = document.origins[span.end - ids.shape[1] : span.end]
+                self.topics.add(trace, origins, segment_tokens, row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: a row for each way of reading and length, over all series."""
@@ -195,6 +202,7 @@ class TargetScores:
             "spans": spans,
             "rows": self.rows(),
             "recall": self.recall.segments,
+            "topics": self.topics.result() if self.topics.segments else None,
             "recall_distances": {str(distance): count for distance, count in sorted(self.recall.distances.items())},
         }
 

@@ -18,7 +18,7 @@ from hmt.model.backbone import head
 from hmt.model.causal import causal_states
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.scoring import CHUNK_POSITIONS
-from hmt.text.batches import IGNORED, pad
+from hmt.text.batches import IGNORED, Sample, pad
 
 Tokens = tuple[int, ...]
 
@@ -111,6 +111,11 @@ def _groups(contexts: list[Context], batch_size: int, length: int) -> Iterator[l
         yield group
 
 
+def _sample(ids: tuple[int, ...]) -> Sample:
+    tokens = torch.tensor(ids)
+    return Sample(tokens, tokens)
+
+
 def _whole(context: Context, length: int) -> int:
     """Tokens of a context's whole segments; its last token is left, since it predicts the first that is scored."""
     return (len(context.ids) - 1) // length * length
@@ -120,7 +125,7 @@ def _remembered(model: HMTForCausalLM, group: list[Context], length: int) -> Mem
     """The memory of the whole segments of each context, a row each."""
     if not _whole(group[0], length):
         return model.initial_state(len(group))
-    batch = pad([torch.tensor(context.ids[: _whole(context, length)]) for context in group])
+    batch = pad([_sample(context.ids[: _whole(context, length)]) for context in group])
     return model.remember(batch.input_ids.to(model.device), attention_mask=batch.attention_mask.to(model.device))
 
 
@@ -129,7 +134,7 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState, length: i
     """Go on from the memory of each row's context."""
     device = model.device
     rests = [row.context.ids[_whole(row.context, length) :] for row in rows]
-    batch = pad([torch.tensor(rest + row.inner) for rest, row in zip(rests, rows, strict=True)])
+    batch = pad([_sample(rest + row.inner) for rest, row in zip(rests, rows, strict=True)])
     ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
     last = mask.sum(dim=1) - 1  # column of each row's last token
     before = torch.tensor([len(rest) - 1 for rest in rests], device=device)  # column that predicts the first

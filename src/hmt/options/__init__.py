@@ -3,8 +3,9 @@
 These files import neither torch nor transformers, so that `hmt --help` answers at once.
 """
 
-from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
 from hmt.options.harness import HarnessOptions
+from hmt.options.listing import TasksOptions
 from hmt.options.reporting import ReportOptions
 from hmt.options.scoring import BASELINES, ROWS, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
@@ -23,6 +24,7 @@ __all__ = [
     "BASELINES",
     "ROWS",
     "WITHOUT_MEMORY",
+    "AugmentOptions",
     "ChatOptions",
     "ConvertOptions",
     "DemoOptions",
@@ -36,6 +38,7 @@ __all__ = [
     "SamplingOptions",
     "ServeOptions",
     "TaskOptions",
+    "TasksOptions",
     "TrainOptions",
     "parse_count",
     "parse_counts",

@@ -31,6 +31,21 @@ def parse_counts(text: str) -> list[int]:
     return sorted({parse_count(part) for part in text.split(",") if part.strip()})
 
 
+def parse_depths(text: str) -> list[float]:
+    """Depths in a context, ascending, such as "0,0.5,1".
+
+    Raises:
+        ValueError: If one is no number from 0 to 1.
+    """
+    try:
+        depths = sorted({float(part) for part in text.split(",") if part.strip()})
+    except ValueError:
+        depths = [-1.0]
+    if any(not 0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"depths must be numbers from 0 to 1 with commas between them, got {text!r}")
+    return depths
+
+
 def parse_share(text: str | None) -> tuple[int | None, float]:
     """A number of documents or a share of them, such as 50 or 2%: the number or None, and the share.
 
@@ -62,7 +77,19 @@ def check_positive(options: object, *names: str) -> None:
 
 
 @dataclass(kw_only=True)
-class ModelOptions(MemoryConfig):
+class HubOptions:
+    """What models and texts have in common."""
+
+    seed: int = 0
+    """Of everything drawn at random."""
+    hub_map: str | None = None
+    """Local directories that stand for names and hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
+    cache_dir: Path | None = None
+    """Where the hub's files are kept (also HF_HOME)."""
+
+
+@dataclass(kw_only=True)
+class ModelOptions(HubOptions, MemoryConfig):
     """Which model, and how it reads."""
 
     model_name: str = "smollm2-135m"
@@ -79,26 +106,85 @@ class ModelOptions(MemoryConfig):
     """Number format of the backbone's weights; auto is that of the checkpoint."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
-    seed: int = 0
-    """Of everything drawn at random."""
-    hub_map: str | None = None
-    """Local directories that stand for hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
-    cache_dir: Path | None = None
-    """Where the hub's files are kept (also HF_HOME)."""
 
 
 @dataclass(kw_only=True)
-class TaskOptions:
-    """What text."""
+class TaskOptions(HubOptions):
+    """What text, and which questions about it."""
 
     task_name: str = "stdlib"
-    """stdlib, a directory with train, validation and test as .txt, .jsonl or .parquet, wikitext, pg19, or a hub id."""
+    """A name that hmt tasks lists, a directory with train, validation and test, a file, or a hub id."""
     task_subset: str | None = None
-    """Configuration of a hub data set."""
+    """Configuration or variant of the task."""
     text_column: str = "text"
     """Column that holds the text in tables."""
     max_documents: int | None = None
     """Use at most so many documents."""
+    shuffle: bool = False
+    """Take documents and questions in an order drawn with the seed."""
+    streaming: bool = False
+    """Read a hub's data set row by row instead of fetching it first."""
+    fuse_size: int = 2
+    """Items whose contexts are put together into one (pubmed_qa)."""
+    haystack: str | None = None
+    """Text task that needle, babi and recite are made of; by default stdlib, and fineweb for recite."""
+    context_lengths: str = "1k,4k"
+    """Lengths of the contexts of needle, babi and recite, in tokens."""
+    depths: str = "0,0.25,0.5,0.75,1"
+    """Depths of what is asked for in needle and babi: 0 is the beginning of the context, 1 its end."""
+    per_cell: int = 10
+    """Questions of needle and babi for each pair of length and depth."""
+
+    def check_task(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        check_positive(self, "max_documents", "fuse_size", "per_cell")
+        if not self.haystack_lengths:
+            raise ValueError(f"context_lengths must be numbers of tokens, got {self.context_lengths!r}")
+        if not self.haystack_depths:
+            raise ValueError(f"depths must be numbers from 0 to 1, got {self.depths!r}")
+
+    @property
+    def haystack_lengths(self) -> list[int]:
+        """Lengths of generated contexts, ascending."""
+        return parse_counts(self.context_lengths)
+
+    @property
+    def haystack_depths(self) -> list[float]:
+        """Depths in generated contexts, ascending."""
+        return parse_depths(self.depths)
+
+
+@dataclass(kw_only=True)
+class AugmentOptions(TaskOptions):
+    """What text, and what is done to it."""
+
+    interleave_dataset: bool = False
+    """Mix every two documents: so many tokens of the one, so many of the other."""
+    interleave_len: int = 100
+    """Tokens of each in turn."""
+    dilate_dataset: bool = False
+    """Put filler between every dilate_len tokens of a document."""
+    dilate_len: int = 888
+    """Tokens of the document and of filler in turn."""
+    dilate_str: str = "$"
+    """The filler; its first token is repeated."""
+
+    def check_task(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        super().check_task()
+        check_positive(self, "interleave_len", "dilate_len")
+        if self.interleave_dataset and self.dilate_dataset:
+            raise ValueError("interleave_dataset and dilate_dataset exclude each other")
+        if self.dilate_dataset and not self.dilate_str:
+            raise ValueError("dilate_str must be some text, got ''")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_counts
+from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_counts
 
 ROWS: dict[str, dict[str, object]] = {
     "backbone": {"mode": "backbone"},
@@ -34,7 +34,7 @@ WITHOUT_MEMORY = ("backbone", "isolated", *BASELINES)
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
+class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score the same targets at several context lengths, or answer a task's questions, several ways of reading."""
 
     lengths: str = "1k,2k,4k"
@@ -77,7 +77,8 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
             ValueError: Naming the flag.
         """
         super().check()
-        check_positive(self, "batch_size", "spans_per_document", "max_documents", "target_tokens", "stride")
+        self.check_task()
+        check_positive(self, "batch_size", "spans_per_document", "target_tokens", "stride")
         check_positive(self, "max_questions", "max_new_tokens", "matched_learning_rate")
         lengths = parse_counts(self.lengths)
         if not lengths or lengths[0] < 2:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_share
+from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
 @dataclass(kw_only=True)
-class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
+class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Teach the memory: first with the last memory embedding only (stage 1), then with recall (stage 2)."""
 
     save_ckpt: Path = Path("runs/checkpoint")
@@ -39,6 +39,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
     """Cut the gradient after every so many segments; never by default."""
     train_set_split: str | None = None
     """Train on at most so many documents, or on such a share of them: 50 or 2%."""
+    shuffle_train: bool = True
+    """Draw the order of the samples by the seed; without, they are taken as they stand."""
     batch_size: int = 2
     """Samples per process and micro-step."""
     gradient_accumulation_steps: int = 1
@@ -104,15 +106,18 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
         """
         super().check()
         check_positive(self, "training_step", "bptt_depth", "batch_size", "loss_tokens", "learning_rate")
-        check_positive(
-            self, "max_documents", "max_minutes", "max_tokens", "truncate_every", "gradient_accumulation_steps"
-        )
+        self.check_task()
+        check_positive(self, "max_minutes", "max_tokens", "truncate_every", "gradient_accumulation_steps")
         check_positive(self, "memory_learning_rate", "lr_decay_step", "lr_decay_gamma", "max_grad_norm")
         check_positive(self, "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples", "patience")
         check_positive(self, "test_step", "test_length")
         if self.stage_1_step < 0 or self.warmup_step < 0:
             raise ValueError(
                 f"stage_1_step and warmup_step must be at least 0, got {self.stage_1_step} and {self.warmup_step}"
+            )
+        if self.streaming and parse_share(self.train_set_split)[1] < 1:
+            raise ValueError(
+                f"a share of a stream is not known: train_set_split must be a number, got {self.train_set_split}"
             )
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:

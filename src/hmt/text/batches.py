@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,72 @@ IGNORED = -100
 """Label of a token that is not scored, as everywhere in transformers."""
 
 
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens that are read in one go.
+
+    Attributes:
+        ids: (tokens,) int64.
+        labels: (tokens,) int64, -100 where a token is not scored.
+        supporting: Ranges of tokens [start, end) that the scored ones rest on, where they are known.
+        origins: (tokens,) int64, index of the document that a token is from, -1 for filler; None where all are from
+            one document.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    supporting: tuple[tuple[int, int], ...] = ()
+    origins: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def supporting_segments(self, fresh_tokens: int) -> tuple[int, ...]:
+        """Numbers of the segments that the scored tokens rest on, ascending, when so many tokens are read at a time."""
+        segments = {
+            segment
+            for start, end in self.supporting
+            for segment in range(start // fresh_tokens, (end - 1) // fresh_tokens + 1)
+        }
+        return tuple(sorted(segments))
+
+
+class Readable(Protocol):
+    """What samples can be made of: a document, or a question with its answer."""
+
+    @property
+    def ids(self) -> Tensor:
+        """All tokens, (tokens,) int64."""
+
+    def samples(self, sample_tokens: int) -> list[Sample]:
+        """Samples of at most so many tokens."""
+
+
 @dataclass(frozen=True)
 class TokenDocument:
-    """A document as token ids, (tokens,) int64."""
+    """A document as token ids.
+
+    Attributes:
+        name: Of the document.
+        ids: (tokens,) int64.
+        origins: As in `Sample`; set where documents were mixed or filler was put in.
+    """
 
     name: str
     ids: Tensor
+    origins: Tensor | None = None
+
+    def samples(self, sample_tokens: int) -> list[Sample]:
+        """The document cut up; every token is scored, and a rest of at least half a sample is a sample too."""
+        parts = [slice(start, start + sample_tokens) for start in range(0, len(self.ids), sample_tokens)]
+        samples = [
+            Sample(self.ids[part], self.ids[part], (), None if self.origins is None else self.origins[part])
+            for part in parts
+        ]
+        return [sample for sample in samples if len(sample) >= max(sample_tokens // 2, 2)]
 
 
 def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> list[TokenDocument]:
@@ -75,32 +135,29 @@ class Batch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         labels: (B, T) int64, -100 where a token is not scored.
+        samples: What the rows are, without padding.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    samples: tuple[Sample, ...] = ()
 
     def split(self, rows: int) -> list[Batch]:
         """The batch in parts of at most so many rows."""
         parts = zip(self.input_ids.split(rows), self.attention_mask.split(rows), self.labels.split(rows), strict=True)
-        return [Batch(*part) for part in parts]
+        return [Batch(*part, self.samples[n * rows : (n + 1) * rows]) for n, part in enumerate(parts)]
 
 
-def cut(documents: Sequence[TokenDocument], sample_tokens: int) -> list[Tensor]:
-    """Documents cut into samples (tokens,); a rest of at least half a sample is one too, none crosses documents.
+def cut(texts: Sequence[Readable], sample_tokens: int) -> list[Sample]:
+    """Samples of at most so many tokens of all texts; none crosses texts.
 
     Raises:
-        ValueError: If no document is long enough for one sample.
+        ValueError: If no text is long enough for one sample.
     """
-    samples = [
-        document.ids[start : start + sample_tokens]
-        for document in documents
-        for start in range(0, len(document.ids), sample_tokens)
-    ]
-    samples = [sample for sample in samples if len(sample) >= max(sample_tokens // 2, 2)]
+    samples = [sample for text in texts for sample in text.samples(sample_tokens)]
     if not samples:
-        longest = max(len(document.ids) for document in documents)
+        longest = max(len(text.ids) for text in texts)
         raise ValueError(
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
             f"{longest}; lower --bptt_depth, --segment_length or --test_length"
@@ -108,28 +165,41 @@ def cut(documents: Sequence[TokenDocument], sample_tokens: int) -> list[Tensor]:
     return samples
 
 
-def shuffled(samples: Sequence[Tensor], seed: int, skip: int = 0) -> Iterator[Tensor]:
-    """Samples without end, in an order drawn anew each time all have been read; the first `skip` are left out."""
+def shuffled(samples: Sequence[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
+    """Samples without end, in an order drawn anew each time all have been read; the first `skip` are left out.
+
+    Args:
+        samples: To be drawn from.
+        seed: Of the order; None to take them as they stand.
+        skip: How many were read before.
+    """
     order = random.Random(seed)
     while True:
         epoch = list(range(len(samples)))
-        order.shuffle(epoch)
+        if seed is not None:
+            order.shuffle(epoch)
         for index in epoch[skip:]:
             yield samples[index]
         skip = max(skip - len(epoch), 0)
 
 
-def scored_targets(rows: Sequence[Tensor], loss_tokens: int | None) -> int:
-    """Targets that count in the loss of rows (tokens,) without padding; the first token of a row is no target."""
-    return sum(min(len(row) - 1, loss_tokens or len(row)) for row in rows)
+def scored_targets(samples: Sequence[Sample], loss_tokens: int | None) -> int:
+    """Targets that count in the loss of samples; the first token of a sample is no target."""
+    total = 0
+    for sample in samples:
+        first = max(1, len(sample) - loss_tokens) if loss_tokens is not None else 1
+        total += int((sample.labels[first:] != IGNORED).sum())
+    return total
 
 
-def pad(rows: list[Tensor]) -> Batch:
-    """Rows of different length as one batch, padded on the right."""
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return Batch(input_ids, mask, input_ids.masked_fill(~mask, IGNORED))
+def pad(samples: Sequence[Sample]) -> Batch:
+    """Samples of different length as one batch, padded on the right."""
+    lengths = torch.tensor([len(sample) for sample in samples])
+    input_ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in samples], batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [sample.labels for sample in samples], batch_first=True, padding_value=IGNORED
+    )
+    return Batch(input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None], labels, tuple(samples))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Documents of a split, from a local directory or from the standard library of the running Python.
+"""Documents of a split, from a local directory, a file, or the standard library of the running Python.
 
 A directory holds a split as a folder of its name, or as files whose name says it (`train.txt`, `validation.jsonl`,
 `wiki.test.tokens`): .txt, .tokens and .raw files are a document each, .jsonl and .parquet files hold one a row.
@@ -7,16 +7,21 @@ A directory holds a split as a folder of its name, or as files whose name says i
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hmt.text.tables import missing_column, read_text, table_rows
+
 SPLITS = ("train", "validation", "test")
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
-TABLE_SUFFIXES = (".jsonl", ".parquet")
+ROW_SUFFIXES = (".jsonl", ".parquet")
+
+QUESTIONS_PREFIX = "questions."
+"""Tables of a directory whose name begins so hold questions, not documents."""
 
 STDLIB_MIN_BYTES = 20_000
 
@@ -36,7 +41,7 @@ def local_documents(directory: Path, split: str, text_column: str = "text") -> I
         FileNotFoundError: If the directory has no such split; says what it has.
         ValueError: If a file is not UTF-8 or lacks the column; names both.
     """
-    files = split_files(directory, split)
+    files = [file for file in split_files(directory, split) if not file.name.startswith(QUESTIONS_PREFIX)]
     if not files:
         found = [name for name in SPLITS if split_files(directory, name)]
         raise FileNotFoundError(
@@ -44,38 +49,51 @@ def local_documents(directory: Path, split: str, text_column: str = "text") -> I
             f"found {', '.join(found) or 'no split at all'}"
         )
     for file in files:
-        if file.suffix == ".jsonl":
-            yield from _jsonl(file, text_column)
-        elif file.suffix == ".parquet":
-            yield from _parquet(file, text_column)
-        else:
-            yield Document(str(file.relative_to(directory)), read_text(file))
+        name = str(file.relative_to(directory)) if file.suffix in TEXT_SUFFIXES else file.name
+        yield from file_documents(file, text_column, name)
 
 
-def split_files(directory: Path, split: str) -> list[Path]:
-    """Files of a split, sorted."""
+def file_documents(file: Path, text_column: str = "text", name: str | None = None) -> Iterator[Document]:
+    """The documents of a file: one, or one a row.
+
+    Raises:
+        ValueError: If the file is not UTF-8 or lacks the column, or is of no known kind; names it.
+    """
+    name = name or file.name
+    if file.suffix in TEXT_SUFFIXES:
+        yield Document(name, read_text(file))
+        return
+    if file.suffix not in ROW_SUFFIXES:
+        raise ValueError(f"{file} is no text: expected {', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}")
+    word = "line" if file.suffix == ".jsonl" else "row"
+    for number, row in table_rows(file, (text_column,)):
+        text = row.get(text_column, 0)
+        if text_column not in row:
+            raise ValueError(missing_column(f"{file}, {word} {number},", text_column, list(row)))
+        if not isinstance(text, str | None):
+            raise ValueError(f"{file}, {word} {number}: column {text_column!r} holds {type(text).__name__}, not text")
+        yield Document(f"{name}:{number}", text or "")
+
+
+def split_files(
+    directory: Path, split: str, suffixes: tuple[str, ...] = TEXT_SUFFIXES + ROW_SUFFIXES, between: str = ".-"
+) -> list[Path]:
+    """Files of a split, sorted.
+
+    Args:
+        directory: Where to look.
+        split: "train", "validation" or "test".
+        suffixes: Kinds of files.
+        between: What separates the words of a file's name.
+    """
     names = ALIASES[split]
-    suffixes = TEXT_SUFFIXES + TABLE_SUFFIXES
     inside = [file for name in names for file in (directory / name).glob("**/*") if file.is_file()]
     beside = [
         file
         for file in directory.glob("*")
-        if file.is_file() and any(part in names for part in file.name.replace("-", ".").split("."))
+        if file.is_file() and any(part in names for part in re.split(f"[{re.escape(between)}]", file.name))
     ]
     return sorted(file for file in inside + beside if file.suffix in suffixes)
-
-
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        ValueError: If it is not UTF-8; says where.
-    """
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from error
 
 
 def stdlib_documents(split: str, root: Path | None = None) -> Iterator[Document]:
@@ -91,52 +109,16 @@ def stdlib_documents(split: str, root: Path | None = None) -> Iterator[Document]
         parts = name.split("/")
         if {"test", "tests", "site-packages", "dist-packages", "idle_test"} & set(parts):
             continue
-        if file.stat().st_size > STDLIB_MIN_BYTES and _hash_split(name) == split:
+        if file.stat().st_size > STDLIB_MIN_BYTES and hash_split(name) == split:
             yield Document(name, read_text(file))
 
 
-def _hash_split(name: str) -> str:
-    tenth = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10
+def hash_split(name: str) -> str:
+    """The split of a document whose source has none: a stable hash of its name, a tenth each to validation and test."""
+    tenth = int(hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest(), 16) % 10
     return {0: "validation", 1: "test"}.get(tenth, "train")
 
 
-def _jsonl(file: Path, column: str) -> Iterator[Document]:
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(
-                f"{file}, line {number}, has no text column {column!r}; it has {has}; name one with --text_column"
-            )
-        yield Document(f"{file.name}:{number}", row[column])
-
-
-def _parquet(file: Path, column: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError("reading .parquet needs pyarrow, the extra data: pip install pyarrow") from error
-    try:
-        with pq.ParquetFile(file) as table:
-            columns = table.schema_arrow.names
-            if column not in columns:
-                raise ValueError(
-                    f"{file} has no text column {column!r}; it has {', '.join(columns)}; name one with --text_column"
-                )
-            number = 0
-            for batch in table.iter_batches(columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    if not isinstance(text, str | None):
-                        raise ValueError(
-                            f"{file}, row {number}: column {column!r} holds {type(text).__name__}, not text"
-                        )
-                    yield Document(f"{file.name}:{number}", text or "")
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a parquet file: {error}") from error
+def fingerprint(text: str) -> str:
+    """A short name for a text that has none of its own; equal texts have the same."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]

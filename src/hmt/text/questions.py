@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmt.text.documents import read_text
+from hmt.text.documents import fingerprint
+from hmt.text.tables import table_rows
+
+Range = tuple[int, int]
+"""[start, end)."""
+
+PASSAGE_BREAK = "\n\n"
+"""What stands between the passages of a context."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Question:
         answers: Accepted answers; the first is the one to be learnt.
         choices: All answers that are possible, such as yes, no and maybe, where the answer is a choice.
         supporting: Ranges of characters [start, end) of the context that the answer rests on, where they are known.
+        length: Length that a generated context was made for, in tokens (or words, where no tokenizer measured it).
+        depth: Where in a generated context the answer stands, 0 at its beginning, 1 at its end.
     """
 
     name: str
@@ -34,35 +42,77 @@ class Question:
     prompt: str
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
-    supporting: tuple[tuple[int, int], ...] = ()
+    supporting: tuple[Range, ...] = ()
+    length: int | None = None
+    depth: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """All that a model is shown before it answers."""
+        return self.context + self.prompt
+
+    def continuation(self, answer: str) -> str:
+        """An answer as it continues the prompt: with a space before it where the prompt ends in a word or mark."""
+        return answer if not self.prompt or self.prompt[-1].isspace() else f" {answer}"
 
 
-def jsonl_questions(file: Path) -> Iterator[Question]:
-    """Questions of a .jsonl file: rows with the fields of `Question`; context, prompt and answers must be there.
+def ask(question: str) -> str:
+    """The usual prompt: a question after a context, and where its answer begins."""
+    return f"{PASSAGE_BREAK}Question: {question.strip()}\nAnswer:"
+
+
+def joined(passages: Sequence[str], supporting: Sequence[int] = ()) -> tuple[str, tuple[Range, ...]]:
+    """Passages as one context.
+
+    Args:
+        passages: In order.
+        supporting: Indices of those that the answer rests on.
+
+    Returns:
+        The context, and the ranges of characters of the supporting passages, in order.
+    """
+    starts, place = [], 0
+    for passage in passages:
+        starts.append(place)
+        place += len(passage) + len(PASSAGE_BREAK)
+    ranges = tuple((starts[index], starts[index] + len(passages[index])) for index in sorted(set(supporting)))
+    return PASSAGE_BREAK.join(passages), ranges
+
+
+def file_questions(file: Path) -> Iterator[Question]:
+    """Questions of a .jsonl or .parquet file: rows with the fields of `Question`; context, prompt and answers must be.
 
     Raises:
         ValueError: If a row is not one; names the line.
     """
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
+    word = "line" if file.suffix == ".jsonl" else "row"
+    for number, row in table_rows(file):
         try:
-            row = json.loads(line)
             yield _question(f"{file.name}:{number}", row)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{file}, line {number}, is no question: it needs context, prompt and answers ({error})"
+                f"{file}, {word} {number}, is no question: it needs context, prompt and answers ({error})"
             ) from error
+
+
+def holds_questions(file: Path) -> bool:
+    """Whether a table is one of questions, as far as its first row shows."""
+    first = next(table_rows(file), None)
+    return first is not None and {"context", "prompt", "answers"} <= set(first[1])
 
 
 def _question(name: str, row: dict[str, Any]) -> Question:
     answers = row["answers"]
+    if not isinstance(row["context"], str) or not isinstance(row["prompt"], str):
+        raise TypeError("context and prompt must be texts")
     return Question(
-        name=row.get("name", name),
-        source=row.get("source", name),
+        name=str(row.get("name") or name),
+        source=str(row.get("source") or fingerprint(row["context"])),
         context=row["context"],
         prompt=row["prompt"],
         answers=(answers,) if isinstance(answers, str) else tuple(answers),
-        choices=tuple(row.get("choices", ())),
-        supporting=tuple((start, end) for start, end in row.get("supporting", ())),
+        choices=tuple(row.get("choices") or ()),
+        supporting=tuple((int(start), int(end)) for start, end in row.get("supporting") or ()),
+        length=row.get("length"),
+        depth=row.get("depth"),
     )

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import FrameType
@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
-from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
+from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
 from hmt.training import progress as runs
 from hmt.training.curriculum import (
     PartSizes,
@@ -96,11 +95,11 @@ class Training:
         self._record = Record(options.record, writes=keep and main)
         self._bar: Any = None
 
-    def run(self, documents: list[TokenDocument], validation: list[TokenDocument] | None = None) -> dict[str, Any]:
+    def run(self, documents: Sequence[Readable], validation: Sequence[Readable] | None = None) -> dict[str, Any]:
         """Train through the stages that are left.
 
         Args:
-            documents: What to learn from.
+            documents: What to learn from: documents, or questions with their answers.
             validation: What to validate on, with `eval_step`.
 
         Returns:
@@ -136,7 +135,7 @@ class Training:
         self.model.eval()
         return self._figures()
 
-    def _stage(self, stage: Stage, documents: list[TokenDocument], validation: list[TokenDocument] | None) -> None:
+    def _stage(self, stage: Stage, documents: Sequence[Readable], validation: Sequence[Readable] | None) -> None:
         """Train through what is left of a stage, unless the run is stopped in it."""
         options, progress = self.options, self._progress
         reader = stage.reader(self.model)
@@ -145,7 +144,8 @@ class Training:
         stepper = self._prepare(reader, stage)
         to_validate = held_out(validation, sample_tokens, options.eval_samples) if validation else []
         rows_per_step = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
-        samples = shuffled(cut(documents, sample_tokens), options.seed, skip=progress.rows)
+        order = options.seed if options.shuffle_train else None
+        samples = shuffled(cut(documents, sample_tokens), order, skip=progress.rows)
         while progress.step < stage.steps and not self._is_over(stage):
             result = self._step(stepper, list(islice(samples, rows_per_step)), stage)
             every = options.eval_step
@@ -176,7 +176,7 @@ class Training:
                 self.accelerator.scaler.load_state_dict(self._saved.optimizer["scaler"])
         return Stepper(self.accelerator, prepared, optimizer, scheduler, self.options)
 
-    def _step(self, stepper: Stepper, rows: list[Tensor], stage: Stage) -> StepResult:
+    def _step(self, stepper: Stepper, rows: list[Sample], stage: Stage) -> StepResult:
         progress, rank = self._progress, self.accelerator.process_index
         # Dropout is drawn from the number of the step, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed((self.options.seed << 32) + (progress.steps << 8) + rank)
@@ -199,7 +199,7 @@ class Training:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
         return result
 
-    def _validate(self, stepper: Stepper, samples: list[Tensor]) -> None:
+    def _validate(self, stepper: Stepper, samples: list[Sample]) -> None:
         """Score the samples, and note the best."""
         options, progress = self.options, self._progress
         found = score(self.accelerator, stepper.model, samples, options.batch_size, options.loss_tokens)
@@ -259,7 +259,7 @@ class Training:
         except OSError as error:
             logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
 
-    def _draw(self, documents: list[TokenDocument]) -> None:
+    def _draw(self, documents: Sequence[Readable]) -> None:
         """Pictures of the run, and of what is recalled at its end."""
         if not self._keep or self.interrupted or not self.accelerator.is_main_process:
             return

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hmt.text.batches import Batch, TokenDocument, cut, pad
+from hmt.text.batches import Batch, Readable, Sample, cut, pad
 
 
-def held_out(documents: Sequence[TokenDocument], sample_tokens: int, count: int) -> list[Tensor]:
-    """Samples (tokens,) spread evenly over the documents, at most `count`."""
+def held_out(documents: Sequence[Readable], sample_tokens: int, count: int) -> list[Sample]:
+    """Samples spread evenly over the documents, at most `count`."""
     samples = cut(documents, sample_tokens)
     stride = max(len(samples) / count, 1)
     return [samples[int(number * stride)] for number in range(min(count, len(samples)))]
@@ -21,7 +21,7 @@ def held_out(documents: Sequence[TokenDocument], sample_tokens: int, count: int)
 
 @torch.no_grad()
 def score(
-    accelerator: Accelerator, model: nn.Module, samples: list[Tensor], batch_size: int, loss_tokens: int | None
+    accelerator: Accelerator, model: nn.Module, samples: list[Sample], batch_size: int, loss_tokens: int | None
 ) -> dict[str, float]:
     """Mean nats per scored target and perplexity, over all processes.
 

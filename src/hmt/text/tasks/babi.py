@@ -1,0 +1,230 @@
+"""bAbI facts scattered through books, as in BABILong: stories of the authors' files, or of a small world made here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hmt.text.documents import fingerprint, hash_split
+from hmt.text.questions import Question, ask
+from hmt.text.tables import read_text
+from hmt.text.tasks.haystack import Haystack, cells, plant
+from hmt.text.tasks.task import Source, Task
+
+PEOPLE = ("Mary", "John", "Sandra", "Daniel")
+PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+THINGS = ("apple", "football", "milk")
+GOING = ("went to", "moved to", "travelled to", "journeyed to", "went back to")
+TAKING = ("got", "grabbed", "picked up", "took")
+LEAVING = ("dropped", "put down", "left", "discarded")
+
+OWN = ("train", "test")
+"""Splits of the authors."""
+
+NUM_FACTS = {"qa1": 8, "qa2": 14, "qa3": 24}
+"""Facts of a story that is made here."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """Facts, a question about them, and the indices of the facts that answer it."""
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+    supporting: tuple[int, ...]
+
+
+def babi(source: Source) -> Iterator[Question]:
+    """Stories whose facts lie scattered in books, in their order.
+
+    The last fact that a question rests on stands at the depth asked for, the facts before and after it anywhere before
+    and after it.
+    """
+    variant = source.variant
+    stories = list(_told(source)) if source.directory is not None else None
+    choices = tuple(sorted({story.answer for story in stories})) if stories is not None else PLACES
+    haystack = Haystack(source)
+    for cell in cells(source.reading):
+        rng = source.random(variant, cell)
+        story = rng.choice(stories) if stories is not None else made(variant, source.split, rng)
+        needles = list(zip(story.facts, _depths(story, cell.depth, rng), strict=True))
+        book, pieces = haystack.take(cell.length - haystack.length(story.facts), rng)
+        context, ranges = plant(pieces, needles)
+        yield Question(
+            name=f"{variant}:{cell.length}:{cell.depth:g}:{cell.number}",
+            source=f"{book}+{fingerprint(' '.join(story.facts))}",
+            context=context,
+            prompt=ask(story.question),
+            answers=(story.answer,),
+            choices=choices,
+            supporting=tuple(ranges[index] for index in sorted(story.supporting)),
+            length=cell.length,
+            depth=cell.depth,
+        )
+
+
+def _depths(story: Story, depth: float, rng: random.Random) -> list[float]:
+    last = max(story.supporting)
+    before = sorted(rng.uniform(0, depth) for _ in range(last))
+    after = sorted(rng.uniform(depth, 1) for _ in range(len(story.facts) - last - 1))
+    return [*before, depth, *after]
+
+
+def _told(source: Source) -> Iterator[Story]:
+    """Stories of the authors' files. Validation, which they lack, is a tenth of train."""
+
+    def read(own: str | None) -> Iterator[Story]:
+        files = {file.parent: file for file in source.files(None) if _is_of(file, own)}
+        if not files:
+            raise FileNotFoundError(f"{source.where} has no {source.variant}_*_{own}.txt; expected {source.task.local}")
+        # The authors give 1,000 (en) and 10,000 (en-10k) questions for training: the most, where test is there too.
+        whole = [folder for folder in files if all(any(folder.glob(f"{source.variant}_*_{one}.txt")) for one in OWN)]
+        return stories_of(files[max(whole or files, key=lambda folder: folder.name)])
+
+    def _is_of(file: Path, own: str | None) -> bool:
+        return file.name.startswith(f"{source.variant}_") and file.name.endswith(f"_{own}.txt")
+
+    return source.of_split(read, lambda story: " ".join(story.facts[:2]), OWN)
+
+
+def stories_of(file: Path) -> Iterator[Story]:
+    """Each question of a file of bAbI, with the facts told before it.
+
+    Raises:
+        ValueError: If a line is not one of such a file.
+    """
+    facts: list[str] = []
+    place: dict[int, int] = {}
+    for row, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        number, _, said = line.partition(" ")
+        if not number.isdecimal():
+            raise ValueError(f"{file}, line {row}, is no line of bAbI: it must begin with a number")
+        if number == "1":
+            facts, place = [], {}
+        question, *answer = said.split("\t")
+        if not answer:
+            place[int(number)] = len(facts)
+            facts.append(said.strip())
+        elif len(answer) == 2:
+            supporting = tuple(place[int(fact)] for fact in answer[1].split())
+            yield Story(tuple(facts), question.strip(), answer[0], supporting)
+        else:
+            raise ValueError(f"{file}, line {row}, must give a question, its answer and the facts behind it")
+
+
+def made(variant: str, split: str, rng: random.Random) -> Story:
+    """A story of a small world, by its rules; it belongs to the split by the hash of its facts.
+
+    Raises:
+        ValueError: If this variant is only told in the authors' files.
+    """
+    if variant not in NUM_FACTS:
+        raise ValueError(
+            f"babi {variant} needs the authors' files: --hub_map babi=DIR; {', '.join(NUM_FACTS)} are made here"
+        )
+    while True:
+        world = _World(rng)
+        for _ in range(NUM_FACTS[variant]):
+            world.go_on(with_things=variant != "qa1")
+        story = world.asked(variant)
+        if story is not None and hash_split(" ".join(story.facts)) == split:
+            return story
+
+
+@dataclass
+class _World:
+    """People who go about, and take things along. Each thing known is kept with the facts it rests on."""
+
+    rng: random.Random
+    facts: list[str] = field(default_factory=list)
+    where: dict[str, tuple[str, int]] = field(default_factory=dict)
+    held: dict[str, tuple[str, int]] = field(default_factory=dict)
+    been: dict[str, list[tuple[str, frozenset[int]]]] = field(default_factory=dict)
+
+    def go_on(self, with_things: bool) -> None:
+        """One more thing happens."""
+        person = self.rng.choice(PEOPLE)
+        if not with_things or person not in self.where or self.rng.random() < 0.5:
+            self._goes(person)
+            return
+        own = [thing for thing, (holder, _) in self.held.items() if holder == person]
+        here = self.where[person][0]
+        free = [t for t in THINGS if t not in self.held and (t not in self.been or self.been[t][-1][0] == here)]
+        if own and (not free or self.rng.random() < 0.3):
+            self._leaves(person, self.rng.choice(own))
+        elif free:
+            self._takes(person, self.rng.choice(free))
+        else:
+            self._goes(person)
+
+    def _goes(self, person: str) -> None:
+        now = self.where[person][0] if person in self.where else None
+        place = self.rng.choice([place for place in PLACES if place != now])
+        number = self._tell(f"{person} {self.rng.choice(GOING)} the {place}.")
+        self.where[person] = (place, number)
+        for thing, (holder, taken) in self.held.items():
+            if holder == person:
+                self.been[thing].append((place, frozenset({taken, number})))
+
+    def _takes(self, person: str, thing: str) -> None:
+        place, came = self.where[person]
+        number = self._tell(f"{person} {self.rng.choice(TAKING)} the {thing}{self.rng.choice(('', ' there'))}.")
+        self.held[thing] = (person, number)
+        self._is_now(thing, place, frozenset({number, came}))
+
+    def _leaves(self, person: str, thing: str) -> None:
+        place, came = self.where[person]
+        number = self._tell(f"{person} {self.rng.choice(LEAVING)} the {thing}{self.rng.choice(('', ' there'))}.")
+        del self.held[thing]
+        self._is_now(thing, place, frozenset({number, came}))
+
+    def _is_now(self, thing: str, place: str, behind: frozenset[int]) -> None:
+        known = self.been.setdefault(thing, [])
+        if known and known[-1][0] == place:
+            known.pop()
+        known.append((place, behind))
+
+    def _tell(self, fact: str) -> int:
+        self.facts.append(fact)
+        return len(self.facts) - 1
+
+    def asked(self, variant: str) -> Story | None:
+        """A question about the world as it is now; None where there is none to ask."""
+        if variant == "qa1":
+            person = self.rng.choice(sorted(self.where))
+            place, number = self.where[person]
+            return Story(tuple(self.facts), f"Where is {person}?", place, (number,))
+        needed = 1 if variant == "qa2" else 2
+        known = sorted(thing for thing, places in self.been.items() if len(places) >= needed)
+        if not known:
+            return None
+        thing = self.rng.choice(known)
+        now, behind = self.been[thing][-1]
+        if variant == "qa2":
+            return Story(tuple(self.facts), f"Where is the {thing}?", now, tuple(sorted(behind)))
+        before, earlier = self.been[thing][-2]
+        question = f"Where was the {thing} before the {now}?"
+        return Story(tuple(self.facts), question, before, tuple(sorted(behind | earlier)))
+
+
+TASKS = (
+    Task(
+        name="babi",
+        kind="questions",
+        about="bAbI facts scattered through text (BABILong), at --depths in --context_lengths; subsets qa1 to qa5",
+        source="Weston et al. (arXiv:1502.05698), scattered as in Kuratov et al., BABILong (arXiv:2406.10149)",
+        licence="CC BY 3.0, or made here",
+        length="any: --context_lengths 1k to 1m",
+        columns=(),
+        local="bAbI v1.2: qa1_*_train.txt and qa1_*_test.txt, ..., anywhere in it; qa1 to qa3 need none",
+        splits=OWN,
+        variants=("qa1", "qa2", "qa3", "qa4", "qa5"),
+        made_here=True,
+        questions=babi,
+    ),
+)

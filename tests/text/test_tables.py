@@ -1,0 +1,38 @@
+"""Tables are read row by row, in each of their formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hmt.text.tables import table_rows
+
+ROWS = [{"a": "x", "b": "1"}, {"a": "y,\nz", "b": "2"}]
+
+
+def test_each_format_gives_the_same_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "t.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "t.csv").write_text('\ufeffa,b\r\nx,1\r\n"y,\nz",2\r\n', newline="")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
+    for file in tmp_path.iterdir():
+        assert list(table_rows(file)) == [(1, ROWS[0]), (2, ROWS[1])], file
+
+
+def test_keys_of_a_json_file_name_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"12": {"a": 1},\n "13": {"a": 2}}')
+    assert [row for _, row in table_rows(tmp_path / "t.json")] == [{"id": "12", "a": 1}, {"id": "13", "a": 2}]
+
+
+def test_what_is_no_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('["a"]')
+    with pytest.raises(ValueError, match=r"t\.json, row 1, must be a row of named columns, got str"):
+        list(table_rows(tmp_path / "t.json"))
+    (tmp_path / "t.json").write_text("{")
+    with pytest.raises(ValueError, match=r"t\.json is not JSON"):
+        list(table_rows(tmp_path / "t.json"))
