@@ -69,8 +69,8 @@ def _beside(source: Path) -> Path:
     """Where the report of a source goes: into its directory; of a checkpoint, which is replaced whole, its record."""
     if not source.is_dir():
         return source.with_name(f"{source.stem}.report")
-    record = source.with_name(f"{source.name}.run")
-    return (record if source.name and record.is_dir() else source) / "report"
+    record = Path(f"{source.resolve()}.run")
+    return (record if record.is_dir() else source) / "report"
 
 
 def write_report(
