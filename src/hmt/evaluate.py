@@ -31,17 +31,14 @@ COLUMNS = {
     "row": "row",
     "context_tokens": "context",
     "ppl": "ppl",
-    "ppl_low": "low",
-    "ppl_high": "high",
+    "ppl_interval": "95%",
     "ppl_spread": "spread",
     "ppl_causal": "causal",
     "ppl_second_half": "2nd half",
     "delta_percent": "change %",
-    "delta_low": "low",
-    "delta_high": "high",
-    "bits_per_byte": "bits/byte",
-    "tokens_per_second": "tokens/s",
-    "peak_mb": "peak MB",
+    "delta_interval": "95%",
+    "tokens_per_second": "tok/s",
+    "peak_mb": "MB",
 }
 """What is printed; the figures have more."""
 
@@ -50,14 +47,13 @@ ANSWER_COLUMNS = {
     "questions": "asked",
     "context_tokens": "context",
     "accuracy": "accuracy",
-    "accuracy_low": "low",
-    "accuracy_high": "high",
+    "accuracy_interval": "95%",
     "choice_accuracy": "by likelihood",
     "exact_match": "exact",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
-    "answer_ppl": "answer ppl",
-    "tokens_per_second": "tokens/s",
+    "answer_ppl": "its ppl",
+    "tokens_per_second": "tok/s",
 }
 
 
@@ -111,11 +107,28 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str] | None = None) -> str:
-    """The rows as text, without columns that no row has."""
+    """The rows as text that fits a terminal: intervals in one column, and no column that is empty in all rows."""
+    shown = [{**row, **_intervals(row), **_whole(row)} for row in rows]
     columns = columns or COLUMNS
-    return format_table(
-        rows, {key: name for key, name in columns.items() if any(row.get(key) is not None for row in rows)}
-    )
+    filled = {key: name for key, name in columns.items() if any(row.get(key) is not None for row in shown)}
+    return format_table(shown, filled)
+
+
+def _intervals(row: dict[str, Any]) -> dict[str, str]:
+    """Pairs of bounds as text, by name."""
+    found = {}
+    for key, low in row.items():
+        if key.endswith("_low") and low is not None:
+            name = key.removesuffix("_low")
+            high = row[f"{name}_high"]
+            digits = 2 if name == "accuracy" else 0 if high >= 100 else 1
+            found[f"{name}_interval"] = f"{low:.{digits}f} to {high:.{digits}f}"
+    return found
+
+
+def _whole(row: dict[str, Any]) -> dict[str, int]:
+    """Speed and memory without a fraction."""
+    return {key: round(row[key]) for key in ("tokens_per_second", "peak_mb") if row.get(key) is not None}
 
 
 def _score(options: EvaluateOptions) -> tuple[dict[str, Any], str]:

@@ -56,7 +56,11 @@ def test_every_row_scores_the_same_targets_at_every_length(tokenizer: PreTrained
     assert rows["native", 80]["ppl_second_half"] == pytest.approx(rows["native", 80]["ppl"])
     assert rows["hmt", 80]["second_half_tokens"] < rows["hmt", 80]["tokens"]
     assert rows["native", 80]["ppl_last_segment_mean"] is None
-    assert len(table(figures["rows"]).splitlines()) == 2 + len(rows)
+    lines = table(figures["rows"]).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert max(map(len, lines)) <= 100
+    low, high = rows["native", 40]["ppl_low"], rows["native", 40]["ppl_high"]
+    assert f" {low:.0f} to {high:.0f} " in lines[2]
 
 
 @torch.no_grad()
@@ -77,7 +81,7 @@ def test_one_document_has_no_interval_and_says_so(tokenizer: PreTrainedTokenizer
     figures = evaluate_rows(make_model(), tokenizer, texts(90), options(modes="backbone,hmt"))
     assert {row["ppl_low"] for row in figures["rows"]} == {None}
     assert "intervals need a second document" in describe(figures)
-    assert " low " not in table(figures["rows"])
+    assert "95%" not in table(figures["rows"])
 
 
 def test_a_shuffled_memory_of_a_single_text_is_refused_before_anything_is_read(

@@ -38,6 +38,8 @@ class Recall(nn.Module):
         with torch.autocast(summary.device.type, enabled=False):
             query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
             scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
+        if self.uniform:
+            scores = torch.zeros_like(scores)
         return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
 
     def forward(self, summary: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
@@ -51,10 +53,7 @@ class Recall(nn.Module):
             Recalled embeddings (B, R, D) and recall weights (B, R, N), float32, summing to 1 over the filled slots.
             A row without memory gets weights of no meaning; the caller masks it.
         """
-        logits = self.logits(summary, bank)
-        if self.uniform:
-            logits = torch.zeros_like(logits).masked_fill(~bank.valid[:, None], torch.finfo(logits.dtype).min)
-        weights = logits.softmax(dim=-1)
+        weights = self.logits(summary, bank).softmax(dim=-1)
         return (weights.to(bank.embeddings.dtype) @ bank.embeddings), weights
 
 
