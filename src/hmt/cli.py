@@ -192,7 +192,7 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL"):
+    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging
 

@@ -52,7 +52,7 @@ ANSWER_COLUMNS = {
     "exact_match": "exact",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
-    "answer_ppl": "its ppl",
+    "answer_ppl": "answer ppl",
     "tokens_per_second": "tok/s",
 }
 
