@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hmt.text.documents import hash_split
 from hmt.text.questions import Question
 from hmt.text.tasks import load_questions
 from hmt.text.tasks.babi import made, stories_of
@@ -65,6 +66,14 @@ def test_what_is_made_is_that_of_the_seed_and_of_the_split(book: str) -> None:
         train = load_questions(task, "train", haystack=book, lengths=(2000,), per_cell=1, count_tokens=len)
         assert "train line" in train[0].context
         assert "test line" not in train[0].context
+
+
+def test_no_key_of_training_is_asked_for_in_a_test(book: str) -> None:
+    for subset in ("passkey", "key_value"):
+        for split in ("train", "test"):
+            settings = {"subset": subset, "haystack": book, "lengths": (2000,), "per_cell": 4, "count_tokens": len}
+            for question in load_questions("needle", split, **settings):
+                assert hash_split(question.answers[0]) == split
 
 
 def test_more_text_than_the_books_have_goes_round(book: str) -> None:

@@ -155,6 +155,9 @@ def _documents(task_name: str, split: str, reading: Reading) -> Iterator[Documen
             return iter(task.documents(source))
         return _contexts(_checked(task, source))
     if path.is_dir():
+        files = split_files(path, split)
+        if files and all(file.name.startswith(QUESTIONS_PREFIX) for file in files):
+            return _contexts(_questions(task_name, split, reading))
         return local_documents(path, split, reading.text_column)
     if path.is_file():
         return _contexts(file_questions(path)) if _is_questions(path) else file_documents(path, reading.text_column)

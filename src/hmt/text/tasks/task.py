@@ -157,11 +157,12 @@ class Source:
 
     @cached_property
     def directory(self) -> Path | None:
-        """The local copy: the mapped directory, or the folder of the subset in it."""
+        """The local copy: the mapped directory, or the folder of the subset or of the data in it."""
         directory = self.task.directory
-        if directory is None or self.subset is None:
-            return directory
-        folders = [directory / name for name in (self.subset, self.subset.removesuffix("-v1"))]
+        if directory is None:
+            return None
+        names = [] if self.subset is None else [self.subset, self.subset.removesuffix("-v1")]
+        folders = [directory / name for name in (*names, "data")]
         return next((folder for folder in folders if folder.is_dir()), directory)
 
     def file(self, pattern: str) -> Path | None:
