@@ -35,7 +35,11 @@ class MemoryConfig:
     mem_recall_hidden_dim: int = 1024
     """Width H of the two recall projections."""
     memory_policy: str = "fifo"
-    """Which embedding leaves a full bank. fifo: the oldest."""
+    """What leaves a full bank: fifo the oldest, usage the least recalled, attention the least attended, merge none."""
+    retention_protected: int = 4
+    """Newest segments that the policy usage keeps in any case."""
+    retention_heads: int = 4
+    """Heads of the policy attention, 16 wide each."""
     memory_gain: float = 0.2
     """Starting share of the recalled embedding in a gated prompt, relative to the size of a token embedding."""
     summary_batch_tokens: int = 2048
@@ -82,7 +86,7 @@ class MemoryConfig:
         Raises:
             ValueError: Naming the field, what is expected and what was given.
         """
-        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1)
+        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1, retention_heads=1)
         _one_of(
             self,
             mode=("hmt", "short_term", "rmt", "backbone"),
@@ -109,6 +113,13 @@ class MemoryConfig:
                 f"mem_recall_context must hold at least one segment's {self.num_memory_tokens} memory embeddings, "
                 f"got {self.mem_recall_context}; raise --mem_recall_context"
             )
+        if self.recalls and self.memory_policy == "usage":
+            segments = self.mem_recall_context // self.num_memory_tokens
+            if not 1 <= self.retention_protected < segments:
+                raise ValueError(
+                    f"retention_protected must lie between 1 and {segments - 1}, one less than the segments that "
+                    f"mem_recall_context holds, got {self.retention_protected}"
+                )
 
 
 MEMORY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(MemoryConfig))

@@ -14,7 +14,8 @@ def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
     rows, slots, _ = embeddings.shape
     valid = torch.arange(slots) < torch.tensor(counts)[:, None]
     numbers = torch.arange(slots).expand(rows, -1)
-    return Bank(embeddings, valid, numbers, torch.zeros(rows, slots), torch.zeros(rows, slots, 1, dtype=torch.int32))
+    tokens, merged = torch.zeros(rows, slots, 1, dtype=torch.int32), torch.ones(rows, slots, dtype=torch.int32)
+    return Bank(embeddings, valid, numbers, torch.zeros(rows, slots), tokens, merged)
 
 
 @torch.no_grad()
@@ -22,9 +23,9 @@ def test_recall_is_the_attention_of_the_paper() -> None:
     torch.manual_seed(0)
     recall = Recall(6, 4)
     summary, embeddings = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
-    recalled, weights = recall(summary, bank_of(embeddings, [5, 5]))
+    recalled, logits = recall(summary, bank_of(embeddings, [5, 5]))
     scores = recall.wq(summary) @ recall.wk(embeddings).transpose(1, 2) / 4**0.5
-    torch.testing.assert_close(weights, scores.softmax(-1))
+    torch.testing.assert_close(logits, scores)
     torch.testing.assert_close(recalled, scores.softmax(-1) @ embeddings)
 
 
@@ -33,10 +34,20 @@ def test_empty_slots_get_no_weight() -> None:
     torch.manual_seed(0)
     recall = Recall(6, 4)
     summary, embeddings = torch.randn(2, 1, 6), torch.randn(2, 5, 6)
-    _, weights = recall(summary, bank_of(embeddings, [5, 2]))
-    assert weights[1, 0, 2:].tolist() == [0, 0, 0]
+    _, logits = recall(summary, bank_of(embeddings, [5, 2]))
+    assert logits.softmax(-1)[1, 0, 2:].tolist() == [0, 0, 0]
     alone, _ = recall(summary[1:], bank_of(embeddings[1:, :2], [2]))
     torch.testing.assert_close(recall(summary, bank_of(embeddings, [5, 2]))[0][1:], alone)
+
+
+@torch.no_grad()
+def test_a_bias_is_a_factor_of_the_recall_weights() -> None:
+    torch.manual_seed(0)
+    recall, summary, bank = Recall(6, 4), torch.randn(1, 1, 6), bank_of(torch.randn(1, 3, 6), [3])
+    plain, biased = (
+        recall(summary, bank, bias)[1].softmax(-1)[0, 0] for bias in (None, torch.tensor([[0, 2, 1]]).log())
+    )
+    torch.testing.assert_close(biased, torch.tensor([0, 2, 1]) * plain / (2 * plain[1] + plain[2]))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Shape legend: B rows, N bank slots, D embedding size, L fresh tokens per segment, S tail tokens, P tokens of the
 unfinished segment.
 
-File format (version 2): one safetensors file. Its tensors are those of the state under the names below; its metadata
+File format (version 3): one safetensors file. Its tensors are those of the state under the names below; its metadata
 holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A tensor is
 little-endian and unpadded as safetensors defines; token ids are narrowed to uint16 where they fit. Nothing in the file
 is executed when it is read.
@@ -27,7 +27,10 @@ from hmt.atomic import atomic_file
 from hmt.memory.bank import Bank
 
 FORMAT = "hmt.memory"
-VERSION = 2
+VERSION = 3
+
+READABLE = ("2", "3")
+"""Versions that can be read. Version 2 has no `bank.merged`: nothing was merged."""
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
@@ -184,14 +187,15 @@ class MemoryState:
             raise ValueError(f"{path} is not a memory file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a memory file: format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        if metadata.get("version") != str(VERSION):
-            theirs = metadata.get("version")
+        if (theirs := metadata.get("version")) not in READABLE:
+            readable = " and ".join(READABLE)
             raise ValueError(
-                f"{path} has memory format {theirs}, this program reads {VERSION}; remember the text again"
+                f"{path} has memory format {theirs}, this program reads {readable}; remember the text again"
             )
         bank = {name.removeprefix("bank."): tensors.pop(name) for name in list(tensors) if name.startswith("bank.")}
         try:
             bank["tokens"] = bank["tokens"].to(torch.int32)
+            bank.setdefault("merged", torch.ones_like(bank["segments"], dtype=torch.int32))
             model = ModelIdentity(**json.loads(metadata["model"]))
             return cls(bank=Bank(**bank), model=model, **tensors)
         except (KeyError, TypeError, ValueError) as error:

@@ -136,12 +136,12 @@ class SegmentReader(MemoryModel):
     def _recall(self, state: MemoryState, fresh: Fresh, summary: Tensor | None = None) -> Recalled:
         """What the segment gets to see of the past, as prompts."""
         bank, filled = state.bank, state.bank.filled
-        mixed, weights, distances = None, None, torch.zeros_like(fresh.new)
+        mixed, logits, weights, distances = None, None, None, torch.zeros_like(fresh.new)
         if self.memory.recall is not None and bank.embeddings.shape[1]:
             if summary is None:
                 summary = self.summarise(*self._query_tokens(state, fresh))
-            mixed, weights = self.memory.recall(summary, bank)
-            weights = weights * filled[:, None, None]
+            mixed, logits = self.memory.recall(summary, bank, self.memory.retention.recall_bias(bank))
+            weights = logits.softmax(dim=-1) * filled[:, None, None]
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
             distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
         elif self.memory.injection is not None and bank.embeddings.shape[1]:
@@ -171,9 +171,9 @@ class SegmentReader(MemoryModel):
         if recalled.weights is not None:
             bank = bank.record_usage(recalled.weights, fresh.complete)  # once a segment, however many calls it took
         if self.config.prompt_tokens:
-            bank = bank.append(
-                left_behind, fresh.complete, state.segments_read, fresh.ids, self._retain, self.config.capacity
-            )
+            bank = bank.append(left_behind, fresh.complete, state.segments_read, fresh.ids)
+            if bank.valid.shape[1] > self.config.capacity:
+                bank = self.memory.retention.make_room(bank, self.config.capacity)
         return self._after(state, fresh, bank)
 
     def _after(self, state: MemoryState, fresh: Fresh, bank: Bank) -> MemoryState:
