@@ -23,11 +23,13 @@ class Recollection:
     Attributes:
         weights: Recall weights (B, R, N) over the bank before this segment, float32, 0 in a row that has nothing to
             recall; or None without recall.
+        recall_logits: What the weights are the softmax of, the lowest number at empty slots; or None.
         segments: Number of the segment behind each slot, (B, N) int64.
         distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
     """
 
     weights: Tensor | None
+    recall_logits: Tensor | None
     segments: Tensor
     distances: Tensor
 
@@ -92,13 +94,15 @@ class HMTOutput(ModelOutput):
     """Result of `HMTForCausalLM.forward`.
 
     Attributes:
-        loss: Mean nats over the scored targets, or None without labels.
+        loss: Mean nats over the scored targets, and the weighted retrieval loss where it was asked for; None without
+            labels.
         logits: (B, T, V), 0 at padding, or None.
         nll: (B, T - 1) nats per target, 0 where a target is not scored, or None without labels.
         causal_mask: (B, T - 1) bool, targets that the memory prompt cannot have seen.
         scored_mask: (B, T - 1) bool, targets that count in the loss, or None without labels.
         memory: The state after the last token.
         recall: What was recalled, or None if it was not asked for.
+        retrieval_loss: Mean nats of recalling a supporting segment, or None if none was given or nothing recalls.
     """
 
     loss: Tensor | None = None
@@ -108,3 +112,4 @@ class HMTOutput(ModelOutput):
     scored_mask: Tensor | None = None
     memory: MemoryState | None = None
     recall: RecallTrace | None = None
+    retrieval_loss: Tensor | None = None

@@ -104,6 +104,7 @@ class SegmentReader(MemoryModel):
                 hidden=None,
                 logits=None,
                 weights=None,
+                recall_logits=None,
                 segments=state.bank.segments,
                 distances=torch.zeros_like(fresh.new),
             )
@@ -117,6 +118,7 @@ class SegmentReader(MemoryModel):
             hidden=hidden,
             logits=logits,
             weights=recalled.weights,
+            recall_logits=recalled.recall_logits,
             segments=recalled.segments,
             distances=recalled.distances,
         )
@@ -152,7 +154,12 @@ class SegmentReader(MemoryModel):
             prompts = self.memory.injection(mixed, filled)
             leading, trailing = (prompt.to(self.embedding_table.dtype) for prompt in prompts)
         return Recalled(
-            leading=leading, trailing=trailing, weights=weights, segments=bank.segments, distances=distances
+            leading=leading,
+            trailing=trailing,
+            weights=weights,
+            recall_logits=logits,
+            segments=bank.segments,
+            distances=distances,
         )
 
     def _pieces(

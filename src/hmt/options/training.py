@@ -43,6 +43,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
     """Micro-steps per optimizer step."""
     loss_tokens: int | None = None
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
+    retrieval_loss_weight: float = 0.05
+    """Weight of the retrieval loss where a sample says which segments support its answer; 0 only reports it."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3
@@ -110,6 +112,8 @@ class TrainOptions(OutputOptions, TaskOptions, ModelOptions):
             raise ValueError(
                 f"stage_1_step and warmup_step must be at least 0, got {self.stage_1_step} and {self.warmup_step}"
             )
+        if self.retrieval_loss_weight < 0:
+            raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")

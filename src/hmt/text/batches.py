@@ -75,16 +75,19 @@ class Batch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         labels: (B, T) int64, -100 where a token is not scored.
+        supporting: Segments that hold what is needed, (B, S) or (B, S, S) bool as `forward` takes them, or None where
+            they are not known.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    supporting: Tensor | None = None
 
     def split(self, rows: int) -> list[Batch]:
         """The batch in parts of at most so many rows."""
-        parts = zip(self.input_ids.split(rows), self.attention_mask.split(rows), self.labels.split(rows), strict=True)
-        return [Batch(*part) for part in parts]
+        tensors = [tensor for tensor in vars(self).values() if tensor is not None]
+        return [Batch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
 def cut(documents: Sequence[TokenDocument], sample_tokens: int) -> list[Tensor]:

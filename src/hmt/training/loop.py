@@ -185,6 +185,7 @@ class Training:
             grad_norm=result.grad_norm,
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
+            **({} if result.retrieval_loss is None else {"retrieval_loss": result.retrieval_loss}),
         )
         if self._keep:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
