@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hmt.config import MemoryConfig
@@ -72,6 +73,25 @@ def test_a_gated_prompt_stays_the_size_of_a_token_embedding_whatever_is_recalled
         torch.testing.assert_close(share, torch.tensor(0.02), rtol=0.1, atol=0)
     nothing, _ = injection(None, torch.tensor([False]))
     assert torch.equal(nothing[0, 0], base)
+
+
+def test_what_a_bank_of_tokens_lacks_is_not_chosen_by() -> None:
+    with pytest.raises(
+        ValueError, match="memory_policy merge compares memory embeddings, which mode backbone has none of"
+    ):
+        Memory(MemoryConfig(mode="backbone", num_recalled_tokens=4, memory_policy="merge"), 8)
+    Memory(MemoryConfig(mode="backbone", memory_policy="merge"), 8)  # there is no bank at all
+    with pytest.raises(ValueError, match="recall_selection attention compares memory embeddings"):
+        MemoryConfig(mode="backbone", num_recalled_tokens=4, recall_selection="attention").check()
+
+
+def test_recalled_tokens_count_in_the_window() -> None:
+    config = MemoryConfig(num_recalled_tokens=20)
+    assert config.fresh_tokens == 256 - 2 - 32 - 20
+    assert MemoryConfig(mode="backbone", num_recalled_tokens=20).fresh_tokens == 256 - 32 - 20
+    assert MemoryConfig(mode="short_term", num_recalled_tokens=20).fresh_tokens == 256 - 2 - 32
+    with pytest.raises(ValueError, match=r"num_sensory \+ num_recalled_tokens \(256\), got 256"):
+        MemoryConfig(num_recalled_tokens=222).check()
 
 
 def test_only_what_a_mode_uses_exists() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from hmt import HMTForCausalLM, MemoryState
+from hmt.config import MemoryConfig
+from hmt.memory.bank import Bank
+from hmt.memory.state import ModelIdentity
 from tests.conftest import make_model, random_ids
 
 
@@ -33,6 +37,22 @@ def test_a_clone_shares_nothing(model: HMTForCausalLM) -> None:
 def test_size_does_not_grow_once_the_bank_is_full(model: HMTForCausalLM) -> None:
     sizes = {model.remember(random_ids(1, 14 * n)).nbytes for n in (5, 50)}
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"mode": "backbone", "num_recalled_tokens": 64}], ids=str)
+def test_a_full_bank_of_a_common_model_takes_less_than_a_megabyte(fields: dict, tmp_path: Path) -> None:
+    config = MemoryConfig(**fields)
+    width = 576 if config.prompt_tokens else 0
+    bank = Bank.empty(1, width, config.fresh_tokens, torch.device("cpu"), torch.float32)
+    for number in range(300):
+        tokens = torch.randint(49152, (1, config.fresh_tokens))
+        bank = bank.append(torch.randn(1, 1, width), torch.tensor([True]), torch.tensor([number]), tokens)
+    state = MemoryState.initial(
+        1, bank_width=width, fresh_tokens=config.fresh_tokens, tail_tokens=config.tail_tokens,
+        model=ModelIdentity("m", 576, ""), device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    replace(state, bank=bank).save(tmp_path / "memory")
+    assert (tmp_path / "memory").stat().st_size < 1_000_000
 
 
 def test_the_text_form_says_what_was_read(model: HMTForCausalLM) -> None:

@@ -29,7 +29,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"memory_policy": "usage", "mem_recall_context": 5, "retention_protected": 1, "num_memory_tokens": 2},
     {"memory_policy": "attention", "mem_recall_context": 4, "num_memory_tokens": 2},
     {"memory_policy": "merge", "mem_recall_context": 5, "num_memory_tokens": 2},
-]
+    {"num_recalled_tokens": 4},
+    {"num_recalled_tokens": 4, "recall_selection": "attention", "recall_query": "previous", "num_memory_tokens": 2},
+    {"num_recalled_tokens": 4, "recall_selection": "similarity", "memory_policy": "merge", "mem_recall_context": 3},
+    {"mode": "backbone", "num_recalled_tokens": 4},
+    {"mode": "backbone", "num_recalled_tokens": 10, "recall_query": "previous"},
+    {"mode": "backbone", "num_recalled_tokens": 4, "memory_policy": "usage", "mem_recall_context": 3,
+     "retention_protected": 1, "num_sensory": 0},
+]  # fmt: skip
 
 
 def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-5) -> None:

@@ -125,9 +125,8 @@ class Memory(nn.Module):
         super().__init__()
         self.summary_prompt: nn.Parameter | None = None
         self.recall: Recall | None = None
-        self.retention: RetentionPolicy = retention_policy(config.memory_policy if config.recalls else "fifo")(
-            config, width
-        )
+        policy = retention_policy(config.memory_policy if config.queries else "fifo")
+        self.retention: RetentionPolicy = policy(config, width if config.prompt_tokens else 0)
         self.injection: PublishedInjection | GatedInjection | None = None
         if config.prompt_tokens and config.memory_injection == "gated":
             self.injection = GatedInjection(config.prompt_tokens, width, config.memory_gain)

@@ -42,6 +42,10 @@ class RetentionPolicy(nn.Module):
 
     def __init__(self, config: MemoryConfig, width: int) -> None:
         super().__init__()
+        if self.needs_embeddings and not width:
+            raise ValueError(
+                f"memory_policy {config.memory_policy} compares memory embeddings, which mode backbone has none of"
+            )
         self.config = config
         self.width = width
 
@@ -123,7 +127,7 @@ class LeastUsed(RetentionPolicy):
 
     def scores(self, bank: Bank) -> Tensor:
         """Decayed sum of the recall weights a slot has received."""
-        protected = self.config.retention_protected * max(self.config.num_memory_tokens, 1)
+        protected = self.config.retention_protected * self.config.segment_slots
         newer = bank.valid.flip(1).cumsum(dim=1).flip(1)
         return bank.usage.masked_fill(newer <= protected, torch.inf)
 

@@ -91,19 +91,20 @@ class MemoryState:
         cls,
         batch_size: int,
         *,
+        bank_width: int,
         fresh_tokens: int,
         tail_tokens: int,
         model: ModelIdentity,
         device: torch.device,
         dtype: torch.dtype,
     ) -> MemoryState:
-        """The state before the first token of `batch_size` texts."""
+        """The state before the first token of `batch_size` texts; `bank_width` is D, or 0 without embeddings."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
 
         return cls(
-            bank=Bank.empty(batch_size, model.width, fresh_tokens, device, dtype),
+            bank=Bank.empty(batch_size, bank_width, fresh_tokens, device, dtype),
             tail_ids=zeros(tail_tokens),
             tail_valid=zeros(tail_tokens, dtype=torch.bool),
             pending_ids=zeros(0),

@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="MemoryModel")
 
 FREE_FIELDS = {
     "memory_gain", "summary_batch_tokens", "mem_recall_context", "memory_policy", "retention_protected",
-    "retention_heads",
+    "retention_heads", "recall_selection",
 }  # fmt: skip
 """Settings that may change between writing a memory and reading it."""
 
@@ -122,9 +122,10 @@ class MemoryModel(PreTrainedModel):
 
     def identity(self, with_weights: bool = True) -> ModelIdentity:
         """Which model this is, as a memory notes it; the weights' digest is always left out while training."""
-        settings = ", ".join(
-            f"{name}={getattr(self.config, name)}" for name in sorted(MEMORY_FIELDS) if name not in FREE_FIELDS
-        )
+        shaping = [name for name in sorted(MEMORY_FIELDS) if name not in FREE_FIELDS]
+        if not self.config.recalled_tokens:
+            shaping.remove("num_recalled_tokens")  # memories are older than this field
+        settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in shaping)
         # The policy may change from call to call, so what it learnt is not a part of the identity.
         weights = (p for name, p in self.named_parameters() if not name.startswith("memory.retention."))
         return ModelIdentity(
@@ -139,6 +140,7 @@ class MemoryModel(PreTrainedModel):
         weight = self.embedding_table
         return MemoryState.initial(
             batch_size,
+            bank_width=weight.shape[1] if self.config.prompt_tokens else 0,
             fresh_tokens=self.config.fresh_tokens,
             tail_tokens=self.config.tail_tokens,
             model=self.identity(),

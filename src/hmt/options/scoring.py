@@ -9,8 +9,9 @@ from typing import Literal
 from hmt.options.base import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_counts
 
 ROWS: dict[str, dict[str, object]] = {
-    "backbone": {"mode": "backbone"},
-    "isolated": {"mode": "backbone", "num_sensory": 0},
+    "backbone": {"mode": "backbone", "num_recalled_tokens": 0},
+    "isolated": {"mode": "backbone", "num_recalled_tokens": 0, "num_sensory": 0},
+    "episodic": {"mode": "backbone", "recall_selection": "lexical"},
     "rmt": {"mode": "rmt"},
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
@@ -26,7 +27,7 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """Rows, same window for all: backbone, isolated, rmt, short_term, hmt, hmt_previous; by default that of --mode."""
+    """Rows of a window: backbone, isolated, episodic, rmt, short_term, hmt, hmt_previous; by default that of --mode."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -56,6 +57,8 @@ class EvaluateOptions(OutputOptions, TaskOptions, ModelOptions):
         for row in self.rows:
             if row not in ROWS:
                 raise ValueError(f"modes must be of {', '.join(ROWS)}, got {row!r}")
+        if "episodic" in self.rows and not self.num_recalled_tokens:
+            raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
 
     @property
     def rows(self) -> list[str]:
