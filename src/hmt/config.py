@@ -21,7 +21,7 @@ class MemoryConfig:
     segment_length: int = 256
     """Window W: positions the backbone sees in one step, counting prompts, sensory tokens and fresh tokens."""
     num_sensory: int = 32
-    """Sensory tokens K: the last tokens of the previous segment, read again."""
+    """Sensory tokens K: the last tokens before the segment, read again."""
     num_memory_tokens: int = 1
     """Memory embeddings R that a segment leaves behind, and the length of the memory prompt."""
     sum_fraction: float = 0.5
@@ -96,8 +96,13 @@ class MemoryConfig:
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens of the previous segment that the next one may need: sensory tokens, and those a query reads."""
-        return min(max(self.max_sensory, self.summary_tokens), self.fresh_tokens)
+        """Tokens before a segment that it may need: sensory tokens, and those a query reads."""
+        return max(self.max_sensory, self.summary_tokens)
+
+    @property
+    def near_segments(self) -> int:
+        """Segments before the one at hand that no token is recalled from: those in reach of the sensory tokens."""
+        return max(-(-self.max_sensory // self.fresh_tokens), 1)
 
     def check(self) -> None:
         """Check ranges and combinations.

@@ -27,7 +27,7 @@ def bank_of(*segments: list[int], rows: int = 1, per_segment: int = 1) -> Bank:
 def lexical(bank: Bank, query: list[int], count: int, read: int | None = None) -> Episode:
     """What a query of tokens reads again, after `read` segments."""
     segments_read = torch.tensor([int(bank.segments.max()) + 2 if read is None else read])
-    candidates = candidate_slots(bank, segments_read)
+    candidates = candidate_slots(bank, segments_read - 1)
     ids = torch.tensor([query])
     overlap = Overlap.of(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool))
     return choose_episode(bank, candidates, overlap, overlap.segments, count)

@@ -173,6 +173,14 @@ def test_every_parameter_of_the_attention_policy_gets_a_gradient() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+@torch.no_grad()
+def test_a_model_in_half_precision_keeps_what_it_should() -> None:
+    model = make_model(memory_policy="attention").to(torch.bfloat16)
+    assert len(kept_by(model)) == 5
+    bank = model.remember(random_ids(1, 140)).bank
+    assert model.memory.retention.scores(bank).dtype == torch.float32
+
+
 def marked_texts(count: int, segments: int) -> tuple[Tensor, Tensor, Tensor]:
     """Texts whose segments are noise, but for two that carry a mark and what will be asked: embeddings (B, n, D)."""
     embeddings = torch.randn(count, segments, WIDTH)

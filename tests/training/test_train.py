@@ -48,6 +48,24 @@ def test_the_memory_learns_and_the_frozen_backbone_stays() -> None:
     assert {entry["stage"] for entry in figures["history"]} == {"1", "2"}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"memory_policy": "attention", "mem_recall_context": 3},
+        {"memory_policy": "merge", "mem_recall_context": 3, "num_recalled_tokens": 4, "recall_selection": "attention"},
+    ],
+    ids=str,
+)
+def test_policies_and_recalled_tokens_train_in_both_stages(fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
+    policy = {name: value.clone() for name, value in model.memory.retention.state_dict().items()}
+    options = TrainOptions(**SMALL, **fields, stage_1_step=10, training_step=25, bptt_depth=7)
+    figures = fit(model, documents(), options)
+    assert figures["last_loss"] < figures["first_loss"]
+    for name, value in model.memory.retention.state_dict().items():
+        assert not torch.equal(value, policy[name]), name
+
+
 def test_one_batch_can_be_learnt_by_heart() -> None:
     model = make_model()
     text = [TokenDocument("a", random_ids(1, 56)[0])]

@@ -87,15 +87,15 @@ class Overlap:
         return cls(segments, tokens)
 
 
-def candidate_slots(bank: Bank, segments_read: Tensor) -> Tensor:
-    """The first slot of each segment that may be read again, (B, N) bool.
+def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
+    """The first slot of each segment whose number is below `before` (B,): those that may be read again, (B, N) bool.
 
-    The newest segment is none: its end stands in the window as sensory tokens, and a query made of its own tokens would
-    find nothing else.
+    The newest segment never is: its end stands in the window as sensory tokens, and a query made of its own tokens
+    would find nothing else.
     """
     first = bank.valid.clone()
     first[:, 1:] &= bank.segments[:, 1:] != bank.segments[:, :-1]
-    return first & (bank.segments != segments_read[:, None] - 1)
+    return first & (bank.segments < before[:, None])
 
 
 def choose_episode(bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tensor, num_tokens: int) -> Episode:

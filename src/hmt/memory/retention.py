@@ -62,7 +62,8 @@ class RetentionPolicy(nn.Module):
         Segments leave whole, those of the lowest mean score first; so with R embeddings a segment at most
         R * (capacity // R) slots stay.
         """
-        worth = bank.per_segment(self.scores(bank).detach().float()).masked_fill(~bank.valid, -torch.inf)
+        with torch.no_grad():  # what stays is a choice
+            worth = bank.per_segment(self.scores(bank).float()).masked_fill(~bank.valid, -torch.inf)
         newest_first = torch.argsort(worth.flip(1), dim=1, descending=True, stable=True)
         rank = torch.argsort(newest_first, dim=1).flip(1)
         kept = bank.valid & (rank < capacity)
@@ -159,11 +160,12 @@ class LeastAttended(RetentionPolicy):
         with torch.autocast(bank.embeddings.device.type, enabled=False):
             values = bank.embeddings.float()
             values = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + 1e-12)
+            values = values.to(self.wq.weight.dtype)
             query, key = (
                 part.unflatten(-1, (self.heads, HEAD_DIM)).transpose(1, 2)
                 for part in (self.wq(values), self.wk(values))
             )
-            logits = query @ key.transpose(2, 3)  # (B, heads, N, N)
+            logits = (query @ key.transpose(2, 3)).float()  # (B, heads, N, N)
         others = bank.segments[:, :, None] != bank.segments[:, None, :]
         others = others & bank.valid[:, :, None] & bank.valid[:, None, :]
         attention = logits.masked_fill(~others[:, None], torch.finfo(logits.dtype).min).softmax(dim=-1).mean(dim=1)

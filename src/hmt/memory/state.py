@@ -68,8 +68,8 @@ class MemoryState:
 
     Attributes:
         bank: Long-term memory (in the modes short_term and rmt: the last segment's memory embeddings).
-        tail_ids: (B, S) int64, last tokens of the previous segment; the sensory tokens are the last K of them.
-        tail_valid: (B, S) bool, all False before a row's first segment is complete.
+        tail_ids: (B, S) int64, last tokens before the segment; the sensory tokens are the last K of them.
+        tail_valid: (B, S) bool, False where there was none yet.
         pending_ids: (B, P) int64, tokens of the unfinished segment, each row from the left.
         pending_valid: (B, P) bool.
         segments_read: (B,) int64, segments completed.

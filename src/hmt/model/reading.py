@@ -195,7 +195,7 @@ class SegmentReader(MemoryModel):
     @torch.no_grad()
     def _read_again(self, state: MemoryState, query: Query, summary: Tensor | None, weights: Tensor | None) -> Episode:
         """The tokens of earlier segments that this one reads again."""
-        bank, candidates = state.bank, candidate_slots(state.bank, state.segments_read)
+        bank, candidates = state.bank, candidate_slots(state.bank, state.segments_read - self.config.near_segments)
         overlap = Overlap.of(bank, candidates, query.ids, query.mask)
         worth = overlap.segments
         if self.config.recall_selection == "attention":
@@ -239,9 +239,11 @@ class SegmentReader(MemoryModel):
         length, tail = self.config.fresh_tokens, state.tail_ids.shape[1]
         tail_ids, tail_valid = state.tail_ids, state.tail_valid
         complete = fresh.complete[:, None]
-        if fresh.ids.shape[1] >= length:
-            tail_ids = torch.where(complete, fresh.ids[:, length - tail : length], tail_ids)
-            tail_valid = tail_valid | complete
+        if fresh.ids.shape[1] >= length and tail:
+            joined = torch.cat([tail_ids, fresh.ids[:, :length]], dim=1)[:, -tail:]
+            joined_valid = torch.cat([tail_valid, fresh.mask[:, :length]], dim=1)[:, -tail:]
+            tail_ids = torch.where(complete, joined, tail_ids)
+            tail_valid = torch.where(complete, joined_valid, tail_valid)
         unfinished = fresh.mask & ~complete
         width = int(unfinished.sum(dim=1).max())
         return replace(
