@@ -158,6 +158,15 @@ def test_the_command_line_talks_until_the_input_ends(
     assert 0 < figures["seconds_to_first_token"] <= figures["seconds"]
     assert f"segment {figures['recalled'][0]['number']:>5}" in said
     assert figures["recalled"][0]["text"]
+    status, said, complaint = run_cli(
+        "generate", *flags, "--num_recalled_tokens", 4, "--prompt", "What is it? It is what? " * 4, "--explain",
+        "--json", tmp_path / "g.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    figures = json.loads((tmp_path / "g.json").read_text())
+    parts = [part for segment in figures["recalled"] for part in segment["read_again"]]
+    assert parts
+    assert said.count("read again") == len(parts)
 
 
 def test_a_model_that_cannot_chat_is_refused_in_one_line(backbone_dir: Path, run_cli: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +57,48 @@ def test_the_rows_read_as_they_are_named_with_one_window(tokenizer: PreTrainedTo
     by_name = {row["row"]: row for row in rows}
     assert by_name["hmt"]["causal_tokens"] < by_name["hmt"]["tokens"]
     assert by_name["hmt_previous"]["causal_tokens"] == by_name["hmt_previous"]["tokens"] == 40
+
+
+def test_recalled_tokens_make_a_row_of_their_own_and_leave_the_plain_ones_plain(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    names = "backbone,isolated,episodic,short_term,hmt"
+    plain, recalling = (
+        evaluate_rows(
+            make_model(num_recalled_tokens=count, recall_query="previous"), tokenizer, texts(150),
+            options(lengths="140", modes=modes, target_tokens=40, num_recalled_tokens=count),
+        )["rows"]
+        for count, modes in ((0, names.replace("episodic,", "")), (4, names))
+    )  # fmt: skip
+    losses = {row["row"]: row["loss"] for row in plain}
+    for row in recalling:
+        if row["row"] in ("backbone", "isolated", "short_term"):
+            assert row["loss"] == pytest.approx(losses[row["row"]])
+        assert row["causal_tokens"] == row["tokens"]
+    changed = {row["row"]: row["loss"] for row in recalling}
+    assert changed["episodic"] != pytest.approx(losses["backbone"])
+    assert changed["hmt"] != pytest.approx(losses["hmt"])
+    with pytest.raises(ValueError, match=r"the row episodic .* give --num_recalled_tokens"):
+        options(lengths="140", modes="episodic").check()
+
+
+def test_a_policy_is_chosen_when_a_model_is_evaluated(
+    run_cli: Any, backbone_dir: Path, task_dir: Path, tmp_path: Path
+) -> None:
+    flags = (
+        "--model_name", backbone_dir, "--task_name", task_dir, "--segment_length", 40, "--num_sensory", 4,
+        "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3, "--lengths", 600, "--target_tokens", 100,
+        "--mode", "hmt", "--memory_injection", "published", "--retention_protected", 1, "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    losses = {}
+    for policy in ("fifo", "usage", "attention", "merge"):
+        status, _, complaint = run_cli("evaluate", *flags, "--memory_policy", policy)
+        assert status == 0, complaint
+        losses[policy] = json.loads((tmp_path / "out.json").read_text())["rows"][0]["loss"]
+    assert len(set(losses.values())) == 4
+    status, _, complaint = run_cli("evaluate", *flags, "--memory_policy", "newest")
+    assert status == 2
+    assert complaint.endswith("memory_policy must be one of fifo, usage, attention, merge, got 'newest'\n")
 
 
 def test_the_row_is_that_of_the_mode_where_none_is_named(tokenizer: PreTrainedTokenizerFast) -> None:

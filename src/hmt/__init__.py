@@ -7,17 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hmt.memory.retention import RetentionPolicy, register_policy
     from hmt.memory.state import MemoryState
     from hmt.model.configuration import HMTConfig
     from hmt.model.hmt import HMTForCausalLM
 
-__all__ = ["HMTConfig", "HMTForCausalLM", "MemoryState"]
+__all__ = ["HMTConfig", "HMTForCausalLM", "MemoryState", "RetentionPolicy", "register_policy"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "HMTConfig": "hmt.model.configuration",
     "HMTForCausalLM": "hmt.model.hmt",
     "MemoryState": "hmt.memory.state",
+    "RetentionPolicy": "hmt.memory.retention",
+    "register_policy": "hmt.memory.retention",
 }
 
 

@@ -21,13 +21,17 @@ class MemoryConfig:
     segment_length: int = 256
     """Window W: positions the backbone sees in one step, counting prompts, sensory tokens and fresh tokens."""
     num_sensory: int = 32
-    """Sensory tokens K: the last tokens of the previous segment, read again."""
+    """Sensory tokens K: the last tokens before the segment, read again."""
     num_memory_tokens: int = 1
     """Memory embeddings R that a segment leaves behind, and the length of the memory prompt."""
     sum_fraction: float = 0.5
     """Share of a segment's fresh tokens that its summary reads, J = round(L * sum_fraction)."""
     recall_query: Literal["prefix", "previous"] = "prefix"
     """What asks the bank: the segment's first J tokens (as published) or the last J before it (strictly causal)."""
+    num_recalled_tokens: int = 0
+    """Recalled tokens E: tokens of earlier segments, read again before the sensory tokens (hmt and backbone)."""
+    recall_selection: Literal["attention", "similarity", "lexical"] = "lexical"
+    """Which segment they are from: recalled most, most similar to the summary, or with most of the query's tokens."""
     memory_injection: Literal["published", "gated"] = "gated"
     """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
     mem_recall_context: int = 300
@@ -35,7 +39,11 @@ class MemoryConfig:
     mem_recall_hidden_dim: int = 1024
     """Width H of the two recall projections."""
     memory_policy: str = "fifo"
-    """Which embedding leaves a full bank. fifo: the oldest."""
+    """What leaves a full bank: fifo the oldest, usage the least recalled, attention the least attended, merge none."""
+    retention_protected: int = 4
+    """Newest segments that the policy usage keeps in any case."""
+    retention_heads: int = 4
+    """Heads of the policy attention, 16 wide each."""
     memory_gain: float = 0.2
     """Starting share of the recalled embedding in a gated prompt, relative to the size of a token embedding."""
     summary_batch_tokens: int = 2048
@@ -57,24 +65,44 @@ class MemoryConfig:
         return 0 if self.mode == "rmt" else self.num_sensory
 
     @property
+    def recalled_tokens(self) -> int:
+        """Recalled tokens E of this mode (short_term and rmt have no bank to take them from)."""
+        return self.num_recalled_tokens if self.mode in ("hmt", "backbone") else 0
+
+    @property
+    def queries(self) -> bool:
+        """True where something of the bank is chosen by a query: embeddings, tokens or both."""
+        return self.recalls or self.recalled_tokens > 0
+
+    @property
     def fresh_tokens(self) -> int:
-        """New tokens per segment, L = W - 2R - K."""
-        return self.segment_length - 2 * self.prompt_tokens - self.max_sensory
+        """New tokens per segment, L = W - 2R - K - E."""
+        return self.segment_length - 2 * self.prompt_tokens - self.max_sensory - self.recalled_tokens
 
     @property
     def summary_tokens(self) -> int:
-        """Fresh tokens that a whole segment's query reads, J; 0 in modes that do not recall."""
-        return round(self.fresh_tokens * self.sum_fraction) if self.recalls else 0
+        """Fresh tokens that a whole segment's query reads, J; 0 in modes without a query."""
+        return round(self.fresh_tokens * self.sum_fraction) if self.queries else 0
+
+    @property
+    def segment_slots(self) -> int:
+        """Bank slots of a segment: its R embeddings, or one where only its tokens are kept."""
+        return self.prompt_tokens or int(self.recalled_tokens > 0)
 
     @property
     def capacity(self) -> int:
-        """Memory embeddings kept: N with recall, the last segment's R without, 0 for the backbone."""
-        return self.mem_recall_context if self.recalls else self.prompt_tokens
+        """Bank slots kept: N with a query, the last segment's R without, 0 for the plain backbone."""
+        return self.mem_recall_context if self.queries else self.prompt_tokens
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens of the previous segment that the next one may need: sensory tokens, and those a query reads."""
-        return min(max(self.max_sensory, self.summary_tokens), self.fresh_tokens)
+        """Tokens before a segment that it may need: sensory tokens, and those a query reads."""
+        return max(self.max_sensory, self.summary_tokens)
+
+    @property
+    def near_segments(self) -> int:
+        """Segments before the one at hand that no token is recalled from: those in reach of the sensory tokens."""
+        return max(-(-self.max_sensory // self.fresh_tokens), 1)
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -82,33 +110,52 @@ class MemoryConfig:
         Raises:
             ValueError: Naming the field, what is expected and what was given.
         """
-        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1)
+        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1, retention_heads=1)
+        _at_least(self, num_recalled_tokens=0)
         _one_of(
             self,
             mode=("hmt", "short_term", "rmt", "backbone"),
             recall_query=("prefix", "previous"),
             memory_injection=("published", "gated"),
+            recall_selection=("attention", "similarity", "lexical"),
         )
         if not 0 < self.sum_fraction <= 1:
             raise ValueError(f"sum_fraction must lie in (0, 1], got {self.sum_fraction}")
-        reserved = 2 * self.prompt_tokens + self.max_sensory
+        reserved = 2 * self.prompt_tokens + self.max_sensory + self.recalled_tokens
         if self.segment_length <= reserved:
+            parts = "2 * num_memory_tokens + num_sensory" + " + num_recalled_tokens" * (self.recalled_tokens > 0)
             raise ValueError(
-                f"segment_length must exceed 2 * num_memory_tokens + num_sensory ({reserved}), "
-                f"got {self.segment_length}; raise --segment_length"
+                f"segment_length must exceed {parts} ({reserved}), got {self.segment_length}; raise --segment_length"
             )
         if self.recalls:
             _at_least(self, mem_recall_hidden_dim=1)
-        if self.recalls and self.summary_tokens < 1:
+        elif self.recalled_tokens and self.recall_selection != "lexical":
+            raise ValueError(
+                f"recall_selection {self.recall_selection} compares memory embeddings, which mode backbone has none "
+                "of; give --recall_selection lexical or --mode hmt"
+            )
+        if self.queries:
+            self._check_bank()
+
+    def _check_bank(self) -> None:
+        """Check what is chosen from a bank, and that the bank holds something to choose from."""
+        if self.summary_tokens < 1:
             raise ValueError(
                 f"sum_fraction {self.sum_fraction} of {self.fresh_tokens} fresh tokens leaves nothing to summarise; "
                 "raise --sum_fraction or --segment_length"
             )
-        if self.recalls and self.mem_recall_context < self.num_memory_tokens:
+        if self.mem_recall_context < self.segment_slots:
             raise ValueError(
-                f"mem_recall_context must hold at least one segment's {self.num_memory_tokens} memory embeddings, "
+                f"mem_recall_context must hold at least one segment's {self.segment_slots} memory embeddings, "
                 f"got {self.mem_recall_context}; raise --mem_recall_context"
             )
+        if self.memory_policy == "usage":
+            segments = self.mem_recall_context // self.segment_slots
+            if not 1 <= self.retention_protected < segments:
+                raise ValueError(
+                    f"retention_protected must lie between 1 and {segments - 1}, one less than the segments that "
+                    f"mem_recall_context holds, got {self.retention_protected}"
+                )
 
 
 MEMORY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(MemoryConfig))

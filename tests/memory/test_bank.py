@@ -1,12 +1,15 @@
-"""The bank: capacity per row, order by age, gradients."""
+"""The bank: what is appended, packed and noted, row by row."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from hmt.memory.bank import Bank, fifo, retention_policy
+from hmt.config import MemoryConfig
+from hmt.memory.bank import Bank
+from hmt.memory.retention import Fifo
+
+FIFO = Fifo(MemoryConfig(), 3)
 
 
 def fill(bank: Bank, count: int, capacity: int, rows: list[bool] | None = None, per_segment: int = 1) -> Bank:
@@ -18,7 +21,7 @@ def fill(bank: Bank, count: int, capacity: int, rows: list[bool] | None = None, 
         segments = torch.full((batch,), number) + read
         embeddings = segments[:, None, None].float().expand(batch, per_segment, 3)
         tokens = segments[:, None].expand(batch, 2) if active.any() else segments[:, None][:, :0]
-        bank = bank.append(embeddings, active, segments, tokens, fifo, capacity)
+        bank = FIFO.make_room(bank.append(embeddings, active, segments, tokens), capacity)
     return bank
 
 
@@ -64,7 +67,8 @@ def test_gradients_flow_through_a_bank_that_overflows() -> None:
     embeddings = [torch.ones(1, 1, 3, requires_grad=True) for _ in range(6)]
     bank = empty()
     for number, embedding in enumerate(embeddings):
-        bank = bank.append(embedding, torch.tensor([True]), torch.tensor([number]), torch.zeros(1, 2), fifo, 4)
+        bank = bank.append(embedding, torch.tensor([True]), torch.tensor([number]), torch.zeros(1, 2))
+        bank = FIFO.make_room(bank, 4)
     bank.embeddings.sum().backward()
     assert [embedding.grad.sum().item() for embedding in embeddings] == [0, 0, 3, 3, 3, 3]
 
@@ -74,6 +78,7 @@ def test_usage_is_noted_for_the_rows_that_recalled() -> None:
     assert bank.usage.tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
 
 
-def test_an_unknown_policy_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="memory_policy must be one of fifo, got 'newest'"):
-        retention_policy("newest")
+def test_values_are_averaged_within_a_segment_and_never_across_empty_slots() -> None:
+    bank = fill(fill(empty(2), 2, capacity=9, per_segment=2), 1, capacity=9, rows=[True, False], per_segment=2)
+    values = torch.tensor([[1.0, 3.0, 5.0, 5.0, 7.0, 9.0], [0.0, 2.0, 4.0, 4.0, 6.0, 6.0]])
+    assert bank.per_segment(values).tolist() == [[2, 2, 5, 5, 8, 8], [1, 1, 4, 4, 6, 6]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hmt.config import MemoryConfig
@@ -14,7 +15,8 @@ def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
     rows, slots, _ = embeddings.shape
     valid = torch.arange(slots) < torch.tensor(counts)[:, None]
     numbers = torch.arange(slots).expand(rows, -1)
-    return Bank(embeddings, valid, numbers, torch.zeros(rows, slots), torch.zeros(rows, slots, 1, dtype=torch.int32))
+    tokens, merged = torch.zeros(rows, slots, 1, dtype=torch.int32), torch.ones(rows, slots, dtype=torch.int32)
+    return Bank(embeddings, valid, numbers, torch.zeros(rows, slots), tokens, merged)
 
 
 @torch.no_grad()
@@ -22,9 +24,9 @@ def test_recall_is_the_attention_of_the_paper() -> None:
     torch.manual_seed(0)
     recall = Recall(6, 4)
     summary, embeddings = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
-    recalled, weights = recall(summary, bank_of(embeddings, [5, 5]))
+    recalled, logits = recall(summary, bank_of(embeddings, [5, 5]))
     scores = recall.wq(summary) @ recall.wk(embeddings).transpose(1, 2) / 4**0.5
-    torch.testing.assert_close(weights, scores.softmax(-1))
+    torch.testing.assert_close(logits, scores)
     torch.testing.assert_close(recalled, scores.softmax(-1) @ embeddings)
 
 
@@ -33,10 +35,20 @@ def test_empty_slots_get_no_weight() -> None:
     torch.manual_seed(0)
     recall = Recall(6, 4)
     summary, embeddings = torch.randn(2, 1, 6), torch.randn(2, 5, 6)
-    _, weights = recall(summary, bank_of(embeddings, [5, 2]))
-    assert weights[1, 0, 2:].tolist() == [0, 0, 0]
+    _, logits = recall(summary, bank_of(embeddings, [5, 2]))
+    assert logits.softmax(-1)[1, 0, 2:].tolist() == [0, 0, 0]
     alone, _ = recall(summary[1:], bank_of(embeddings[1:, :2], [2]))
     torch.testing.assert_close(recall(summary, bank_of(embeddings, [5, 2]))[0][1:], alone)
+
+
+@torch.no_grad()
+def test_a_bias_is_a_factor_of_the_recall_weights() -> None:
+    torch.manual_seed(0)
+    recall, summary, bank = Recall(6, 4), torch.randn(1, 1, 6), bank_of(torch.randn(1, 3, 6), [3])
+    plain, biased = (
+        recall(summary, bank, bias)[1].softmax(-1)[0, 0] for bias in (None, torch.tensor([[0, 2, 1]]).log())
+    )
+    torch.testing.assert_close(biased, torch.tensor([0, 2, 1]) * plain / (2 * plain[1] + plain[2]))
 
 
 @torch.no_grad()
@@ -61,6 +73,25 @@ def test_a_gated_prompt_stays_the_size_of_a_token_embedding_whatever_is_recalled
         torch.testing.assert_close(share, torch.tensor(0.02), rtol=0.1, atol=0)
     nothing, _ = injection(None, torch.tensor([False]))
     assert torch.equal(nothing[0, 0], base)
+
+
+def test_what_a_bank_of_tokens_lacks_is_not_chosen_by() -> None:
+    with pytest.raises(
+        ValueError, match="memory_policy merge compares memory embeddings, which mode backbone has none of"
+    ):
+        Memory(MemoryConfig(mode="backbone", num_recalled_tokens=4, memory_policy="merge"), 8)
+    Memory(MemoryConfig(mode="backbone", memory_policy="merge"), 8)  # there is no bank at all
+    with pytest.raises(ValueError, match="recall_selection attention compares memory embeddings"):
+        MemoryConfig(mode="backbone", num_recalled_tokens=4, recall_selection="attention").check()
+
+
+def test_recalled_tokens_count_in_the_window() -> None:
+    config = MemoryConfig(num_recalled_tokens=20)
+    assert config.fresh_tokens == 256 - 2 - 32 - 20
+    assert MemoryConfig(mode="backbone", num_recalled_tokens=20).fresh_tokens == 256 - 32 - 20
+    assert MemoryConfig(mode="short_term", num_recalled_tokens=20).fresh_tokens == 256 - 2 - 32
+    with pytest.raises(ValueError, match=r"num_sensory \+ num_recalled_tokens \(256\), got 256"):
+        MemoryConfig(num_recalled_tokens=222).check()
 
 
 def test_only_what_a_mode_uses_exists() -> None:

@@ -10,24 +10,33 @@ import torch
 from tests.conftest import make_model, random_ids
 
 FIELDS: list[dict[str, Any]] = [
-    {},
-    {"memory_injection": "published"},
     {"recall_query": "previous", "memory_injection": "published"},
     {"mode": "short_term"},
     {"mode": "rmt"},
     {"mode": "backbone"},
+    {"mode": "backbone", "num_recalled_tokens": 4, "recall_query": "previous"},
+    {"num_recalled_tokens": 4, "recall_query": "previous", "recall_selection": "similarity"},
 ]
+READING_AHEAD: list[dict[str, Any]] = [
+    {},
+    {"memory_injection": "published"},
+    {"mode": "backbone", "num_recalled_tokens": 4},
+    {"num_recalled_tokens": 4},
+    {"num_recalled_tokens": 4, "recall_selection": "attention"},
+]
+FEW = 20
+"""Different tokens of a text whose segments are to have some in common."""
 
 
-@pytest.mark.parametrize("fields", FIELDS, ids=str)
+@pytest.mark.parametrize("fields", [*READING_AHEAD, *FIELDS], ids=str)
 @torch.no_grad()
 def test_no_causal_target_sees_a_later_token(fields: dict[str, Any]) -> None:
     model = make_model(**fields)
-    ids = random_ids(1, 60)
+    ids = 3 + random_ids(1, 60) % FEW
     base = model(ids, labels=ids)
     for place in range(1, 60):
         changed = ids.clone()
-        changed[0, place] = (changed[0, place] - 3 + 7) % 200 + 3
+        changed[0, place] = 3 + (changed[0, place] - 3 + 7) % FEW
         other = model(changed, labels=changed)
         # Target t is token t + 1: those of tokens before `place`.
         difference = (other.nll - base.nll)[0, : place - 1].abs()
@@ -55,7 +64,21 @@ def test_the_published_query_does_see_later_tokens_where_the_mask_says_so() -> N
     ]
 
 
-@pytest.mark.parametrize("fields", FIELDS[2:], ids=str)
+@torch.no_grad()
+def test_tokens_that_a_prefix_query_recalls_do_see_later_tokens_where_the_mask_says_so() -> None:
+    model = make_model(mode="backbone", num_recalled_tokens=4)
+    ids = 3 + random_ids(1, 60) % FEW
+    base = model(ids, labels=ids)
+    seen = torch.zeros(59, dtype=torch.bool)
+    for place in range(1, 60):
+        changed = ids.clone()
+        changed[0, place] = 3 + (changed[0, place] - 3 + 7) % FEW
+        seen[: place - 1] |= (model(changed, labels=changed).nll - base.nll)[0, : place - 1].abs() > 1e-6
+    assert seen.any()
+    assert not (seen & base.causal_mask[0]).any()
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
 def test_all_targets_of_the_other_modes_are_causal(fields: dict[str, Any]) -> None:
     ids = random_ids(2, 45)
     assert make_model(**fields)(ids).causal_mask.all()

@@ -57,6 +57,21 @@ def test_loss_tokens_scores_the_end_of_each_row(model: HMTForCausalLM) -> None:
     torch.testing.assert_close(end.loss, everything.nll[:, -9:].mean())
 
 
+@torch.no_grad()
+def test_sensory_tokens_reach_over_several_segments() -> None:
+    model = make_model(mode="backbone", num_sensory=14)  # of segments of 6
+    ids = random_ids(1, 42)
+    whole = model(ids).logits
+    for number in range(7):
+        start = max(6 * number - 14, 0)
+        alone = model.backbone(ids[:, start : 6 * number + 6]).logits[:, -6:]
+        torch.testing.assert_close(whole[:, 6 * number : 6 * number + 6], alone, atol=1e-5, rtol=0)
+    recalling = make_model(mode="backbone", num_sensory=10, num_recalled_tokens=4)
+    episodes = recalling(3 + ids % 20, output_recall=True).recall.episodes
+    assert [int(episode.segments[0, 0]) <= number - 2 for number, episode in enumerate(episodes, 1)] == [True] * 6
+    assert int(episodes[-1].segments[0, 0]) >= 0
+
+
 def test_holes_in_the_mask_are_passed_over(model: HMTForCausalLM) -> None:
     ids = random_ids(1, 40)
     holes = torch.zeros(1, 50, dtype=torch.long)

@@ -23,7 +23,20 @@ VARIANTS: list[dict[str, Any]] = [
     {"mode": "backbone"},
     {"mode": "backbone", "num_sensory": 0},
     {"num_sensory": 14},
-]
+    {"memory_policy": "usage", "mem_recall_context": 3, "retention_protected": 1},
+    {"memory_policy": "attention", "mem_recall_context": 3, "recall_query": "previous"},
+    {"memory_policy": "merge", "mem_recall_context": 3, "memory_injection": "published"},
+    {"memory_policy": "usage", "mem_recall_context": 5, "retention_protected": 1, "num_memory_tokens": 2},
+    {"memory_policy": "attention", "mem_recall_context": 4, "num_memory_tokens": 2},
+    {"memory_policy": "merge", "mem_recall_context": 5, "num_memory_tokens": 2},
+    {"num_recalled_tokens": 4},
+    {"num_recalled_tokens": 4, "recall_selection": "attention", "recall_query": "previous", "num_memory_tokens": 2},
+    {"num_recalled_tokens": 4, "recall_selection": "similarity", "memory_policy": "merge", "mem_recall_context": 3},
+    {"mode": "backbone", "num_recalled_tokens": 4},
+    {"mode": "backbone", "num_recalled_tokens": 10, "recall_query": "previous"},
+    {"mode": "backbone", "num_recalled_tokens": 4, "memory_policy": "usage", "mem_recall_context": 3,
+     "retention_protected": 1, "num_sensory": 0},
+]  # fmt: skip
 
 
 def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-5) -> None:
@@ -42,6 +55,8 @@ def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-
             got.bank.embeddings[row][kept], expected.bank.embeddings[row][wanted], atol=atol, rtol=0
         )
         torch.testing.assert_close(got.bank.usage[row][kept], expected.bank.usage[row][wanted], atol=atol, rtol=0)
+        assert torch.equal(got.bank.merged[row][kept], expected.bank.merged[row][wanted])
+        assert torch.equal(got.bank.tokens[row][kept], expected.bank.tokens[row][wanted])
 
 
 def stepwise(model: HMTForCausalLM, ids: Tensor) -> tuple[Tensor, MemoryState]:
@@ -112,8 +127,10 @@ def test_causal_modes_give_the_same_logits_wherever_the_text_is_split(fields: di
         torch.testing.assert_close(got, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
 @torch.no_grad()
-def test_a_saved_and_restored_memory_goes_on_as_if_nothing_had_happened(model: HMTForCausalLM, tmp_path: Path) -> None:
+def test_a_saved_and_restored_memory_goes_on_as_if_nothing_had_happened(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(**fields)
     ids = random_ids(2, 90)
     state = model.remember(ids[:, :47])
     state.save(tmp_path / "text.memory")

@@ -22,7 +22,7 @@ def test_greedy_text_is_the_repeated_argmax_of_forward(fields: dict[str, Any]) -
     ids = random_ids(1, 25)
     got = model.generate(ids, max_new_tokens=30, eos_token_id=None)
     length, query = model.config.fresh_tokens, model.config.summary_tokens
-    ahead = model.config.recalls and model.config.recall_query == "prefix"
+    ahead = model.config.queries and model.config.recall_query == "prefix"
     compared = 0
     for end in range(25, 55):
         # While a "prefix" query waits for its tokens, the prompt is that of a "previous" one.

@@ -93,11 +93,12 @@ def test_padding_is_never_scored() -> None:
     assert batch.attention_mask.sum(1).tolist() == [3, 5]
 
 
-def test_parts_of_a_batch_know_their_samples() -> None:
-    rows = [sample(torch.arange(n, n + 3)) for n in range(5)]
-    parts = pad(rows).split(2)
-    assert [[int(one.ids[0]) for one in part.samples] for part in parts] == [[0, 1], [2, 3], [4]]
-    assert [part.input_ids[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+def test_a_batch_says_which_segments_its_rows_rest_on() -> None:
+    ids = torch.arange(25)
+    samples = [Sample(ids, ids, ((9, 12),)), Sample(ids[:8], ids[:8])]
+    assert pad(samples, 10).supporting.tolist() == [[True, True, False], [False, False, False]]
+    assert pad(samples[1:], 10).supporting is None
+    assert pad(samples).supporting is None
 
 
 def test_every_context_length_scores_the_same_tokens() -> None:

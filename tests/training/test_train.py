@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from hmt import HMTForCausalLM
 from hmt.options import TrainOptions
-from hmt.text.batches import TokenDocument
+from hmt.text.batches import Batch, TokenDocument
 from hmt.training import watch
-from hmt.training.curriculum import choose_trained_parts, curriculum, parameter_groups
+from hmt.training.curriculum import choose_trained_parts, curriculum, learning_rate_schedule, parameter_groups
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out, score
+from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids, scaled_accelerator
 
 SMALL = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2}
@@ -53,12 +54,51 @@ def test_the_memory_learns_and_the_frozen_backbone_stays() -> None:
     assert {entry["stage"] for entry in figures["history"]} == {"1", "2"}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"memory_policy": "attention", "mem_recall_context": 3},
+        {"memory_policy": "merge", "mem_recall_context": 3, "num_recalled_tokens": 4, "recall_selection": "attention"},
+    ],
+    ids=str,
+)
+def test_policies_and_recalled_tokens_train_in_both_stages(fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
+    policy = {name: value.clone() for name, value in model.memory.retention.state_dict().items()}
+    options = TrainOptions(**SMALL, **fields, stage_1_step=10, training_step=25, bptt_depth=7)
+    figures = fit(model, documents(), options)
+    assert figures["last_loss"] < figures["first_loss"]
+    for name, value in model.memory.retention.state_dict().items():
+        assert not torch.equal(value, policy[name]), name
+
+
 def test_one_batch_can_be_learnt_by_heart() -> None:
     model = make_model()
     text = [TokenDocument("a", random_ids(1, 56)[0])]
     options = TrainOptions(**SMALL, train_backbone=True, learning_rate=3e-3, stage_1_step=0, training_step=150,
                            batch_size=1, lr_decay=False)  # fmt: skip
     assert fit(model, text, options)["last_loss"] < 0.3
+
+
+def test_a_batch_that_names_its_support_is_trained_to_recall_it() -> None:
+    ids = random_ids(2, 56)
+    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), ids, torch.tensor([[True, False], [False, True]]))
+    found = {}
+    for weight in (0.0, 5.0):
+        model = make_model().train()
+        options = TrainOptions(**SMALL, retrieval_loss_weight=weight, max_grad_norm=1e9)
+        optimizer = torch.optim.SGD(model.memory.parameters(), lr=0.1)
+        schedule = learning_rate_schedule(optimizer, options, 10)
+        for group in optimizer.param_groups:
+            group["name"] = "memory"
+        stepper = Stepper(Accelerator(), model, optimizer, schedule, options)
+        found[weight] = [stepper.take(batch, 110) for _ in range(6)]
+    first = found[0.0][0]
+    assert first.loss == pytest.approx(found[5.0][0].loss)  # it is reported beside the loss, not in it
+    assert first.retrieval_loss == pytest.approx(found[5.0][0].retrieval_loss)
+    assert first.grad_norm != pytest.approx(found[5.0][0].grad_norm)
+    assert found[5.0][-1].retrieval_loss < found[0.0][-1].retrieval_loss
+    assert stepper.take(Batch(*list(vars(batch).values())[:3]), 110).retrieval_loss is None
 
 
 def test_lora_trains_the_adapter_and_the_memory_at_their_own_rates() -> None:

@@ -1,4 +1,4 @@
-"""The memory bank: what past segments left behind, and which of it leaves when the bank is full.
+"""The memory bank: what past segments left behind. Which of it leaves a full bank is said in retention.py.
 
 Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size, L fresh tokens per segment.
 """
@@ -28,6 +28,7 @@ class Bank:
         segments: (B, N) int64, the number of the segment that left the embedding.
         usage: (B, N) float32, decayed sum of the recall weights the slot received.
         tokens: (B, N, L) int32, the fresh tokens of that segment, so that what is recalled can be read.
+        merged: (B, N) int32, how many segments the embedding stands for; above 1 where segments were merged.
     """
 
     embeddings: Tensor
@@ -35,6 +36,7 @@ class Bank:
     segments: Tensor
     usage: Tensor
     tokens: Tensor
+    merged: Tensor
 
     @classmethod
     def empty(cls, batch_size: int, width: int, fresh_tokens: int, device: torch.device, dtype: torch.dtype) -> Bank:
@@ -45,6 +47,7 @@ class Bank:
             segments=torch.zeros(batch_size, 0, device=device, dtype=torch.long),
             usage=torch.zeros(batch_size, 0, device=device, dtype=torch.float32),
             tokens=torch.zeros(batch_size, 0, fresh_tokens, device=device, dtype=torch.int32),
+            merged=torch.zeros(batch_size, 0, device=device, dtype=torch.int32),
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Bank:
@@ -67,24 +70,14 @@ class Bank:
         usage = self.usage * USAGE_DECAY + weights.detach().sum(dim=1)
         return replace(self, usage=torch.where(rows[:, None] & self.valid, usage, self.usage))
 
-    def append(
-        self,
-        embeddings: Tensor,
-        rows: Tensor,
-        segments: Tensor,
-        tokens: Tensor,
-        policy: RetentionPolicy,
-        capacity: int,
-    ) -> Bank:
-        """Remember what a segment left behind, and let the policy drop what no longer fits.
+    def append(self, embeddings: Tensor, rows: Tensor, segments: Tensor, tokens: Tensor) -> Bank:
+        """Remember what a segment left behind, however full the bank is.
 
         Args:
             embeddings: Memory embeddings of this segment, (B, R, D).
             rows: Rows that finished a segment, (B,) bool; the others stay as they are.
             segments: The segment's number in each row, (B,).
             tokens: Its fresh tokens, (B, at most L); fewer only where no row finished a segment.
-            policy: Decides what leaves a full bank.
-            capacity: Slots kept per row at most.
         """
         new = rows[:, None].expand(-1, embeddings.shape[1])
         tokens = F.pad(tokens, (0, self.tokens.shape[2] - tokens.shape[1])).to(self.tokens.dtype)
@@ -94,34 +87,21 @@ class Bank:
             segments=torch.cat([self.segments, segments[:, None].expand_as(new)], dim=1),
             usage=torch.cat([self.usage, torch.zeros(new.shape, device=self.usage.device)], dim=1),
             tokens=torch.cat([self.tokens, tokens[:, None].expand(-1, new.shape[1], -1)], dim=1),
+            merged=torch.cat([self.merged, torch.ones_like(new, dtype=self.merged.dtype)], dim=1),
         )
-        return grown.keep(policy(grown, capacity), capacity)
+        return grown.keep(grown.valid, int(grown.valid.sum(dim=1).max()))
 
-    def keep(self, mask: Tensor, capacity: int) -> Bank:
-        """Only the slots in `mask` (B, N), moved together in order of age; at most `capacity` wide."""
-        order = packing_order(mask)[:, :capacity]
+    def per_segment(self, values: Tensor) -> Tensor:
+        """Values of the slots, (B, N) float, as the mean over the slots of the same segment."""
+        starts = torch.ones_like(self.valid)
+        starts[:, 1:] = (self.segments[:, 1:] != self.segments[:, :-1]) | (self.valid[:, 1:] != self.valid[:, :-1])
+        group = starts.cumsum(dim=1) - 1
+        sums, sizes = (
+            torch.zeros_like(values).scatter_add(1, group, part) for part in (values, torch.ones_like(values))
+        )
+        return (sums / sizes.clamp(min=1)).gather(1, group)
+
+    def keep(self, mask: Tensor, width: int) -> Bank:
+        """Only the slots in `mask` (B, N), moved together in order of age; at most `width` wide."""
+        order = packing_order(mask)[:, :width]
         return replace(self, valid=mask).map(lambda values: take(values, order))
-
-
-RetentionPolicy = Callable[[Bank, int], Tensor]
-"""(bank, capacity) -> mask (B, N) of the slots to keep, at most `capacity` per row, never an empty slot."""
-
-
-def fifo(bank: Bank, capacity: int) -> Tensor:
-    """Keep the newest: what the published program does."""
-    newer = bank.valid.flip(1).cumsum(dim=1).flip(1)
-    return bank.valid & (newer <= capacity)
-
-
-POLICIES: dict[str, RetentionPolicy] = {"fifo": fifo}
-
-
-def retention_policy(name: str) -> RetentionPolicy:
-    """The policy of this name.
-
-    Raises:
-        ValueError: If there is none; names those that exist.
-    """
-    if name not in POLICIES:
-        raise ValueError(f"memory_policy must be one of {', '.join(POLICIES)}, got {name!r}")
-    return POLICIES[name]

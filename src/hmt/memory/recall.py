@@ -11,6 +11,7 @@ from transformers import initialization as init  # leaves alone what a checkpoin
 
 from hmt.config import MemoryConfig
 from hmt.memory.bank import Bank
+from hmt.memory.retention import RetentionPolicy, retention_policy
 
 
 class Recall(nn.Module):
@@ -29,10 +30,15 @@ class Recall(nn.Module):
         self.wq = nn.Linear(width, hidden_dim, bias=False)
         self.wk = nn.Linear(width, hidden_dim, bias=False)
 
-    def logits(self, summary: Tensor, bank: Bank) -> Tensor:
+    def logits(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> Tensor:
         """Relevance of each slot, (B, R, N) float32; the lowest number where a slot is empty.
 
         The key projection is applied to the query, (S Wq Wk^T) M^T, so a step costs N * D and not N * D * H.
+
+        Args:
+            summary: Segment summary, (B, R, D).
+            bank: Past memory embeddings.
+            bias: Added to the relevance of each slot, (B, N).
         """
         hidden_dim = self.wq.out_features
         with torch.autocast(summary.device.type, enabled=False):
@@ -40,21 +46,24 @@ class Recall(nn.Module):
             scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
         if self.uniform:
             scores = torch.zeros_like(scores)
+        elif bias is not None:
+            scores = scores + bias[:, None]
         return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
 
-    def forward(self, summary: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
+    def forward(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Recall.
 
         Args:
             summary: Segment summary, (B, R, D).
             bank: Past memory embeddings; at least one slot wide.
+            bias: Added to the relevance of each slot, (B, N).
 
         Returns:
-            Recalled embeddings (B, R, D) and recall weights (B, R, N), float32, summing to 1 over the filled slots.
-            A row without memory gets weights of no meaning; the caller masks it.
+            Recalled embeddings (B, R, D) and recall logits (B, R, N), float32, whose softmax are the weights. A row
+            without memory gets what has no meaning; the caller masks it.
         """
-        weights = self.logits(summary, bank).softmax(dim=-1)
-        return (weights.to(bank.embeddings.dtype) @ bank.embeddings), weights
+        logits = self.logits(summary, bank, bias)
+        return logits.softmax(dim=-1).to(bank.embeddings.dtype) @ bank.embeddings, logits
 
 
 class PublishedInjection(nn.Module):
@@ -114,7 +123,7 @@ class GatedInjection(nn.Module):
 
 
 class Memory(nn.Module):
-    """Every learned part of the memory: the prompts and, with recall, the summary prompt and the projections.
+    """Every learned part of the memory: prompts, and with recall the summary prompt, the projections and the policy.
 
     Only what the mode uses exists, so that no parameter stays without a gradient.
     """
@@ -123,6 +132,8 @@ class Memory(nn.Module):
         super().__init__()
         self.summary_prompt: nn.Parameter | None = None
         self.recall: Recall | None = None
+        policy = retention_policy(config.memory_policy if config.queries else "fifo")
+        self.retention: RetentionPolicy = policy(config, width if config.prompt_tokens else 0)
         self.injection: PublishedInjection | GatedInjection | None = None
         if config.prompt_tokens and config.memory_injection == "gated":
             self.injection = GatedInjection(config.prompt_tokens, width, config.memory_gain)
@@ -146,3 +157,4 @@ class Memory(nn.Module):
         if self.recall is not None:
             init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
             init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)
+        self.retention.initialise()

@@ -16,6 +16,13 @@ def take(values: Tensor, slots: Tensor) -> Tensor:
     return values.gather(1, slots)
 
 
+def put(values: Tensor, slots: Tensor, new: Tensor, rows: Tensor) -> Tensor:
+    """Values (B, M) or (B, M, D) with new ones, (B, m) or (B, m, D), in the slots (B, m) of some rows (B,)."""
+    if values.dim() == 3:
+        slots, rows = slots[..., None].expand(-1, -1, values.shape[-1]), rows[:, None]
+    return torch.where(rows[:, None], values.scatter(1, slots, new), values)
+
+
 def packing_order(valid: Tensor) -> Tensor:
     """Slots (B, M) in the order that moves each row's valid ones to the left and keeps their order."""
     return torch.argsort((~valid).to(torch.int8), dim=1, stable=True)

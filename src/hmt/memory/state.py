@@ -3,7 +3,7 @@
 Shape legend: B rows, N bank slots, D embedding size, L fresh tokens per segment, S tail tokens, P tokens of the
 unfinished segment.
 
-File format (version 2): one safetensors file. Its tensors are those of the state under the names below; its metadata
+File format (version 3): one safetensors file. Its tensors are those of the state under the names below; its metadata
 holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A tensor is
 little-endian and unpadded as safetensors defines; token ids are narrowed to uint16 where they fit. Nothing in the file
 is executed when it is read.
@@ -27,7 +27,10 @@ from hmt.atomic import atomic_file
 from hmt.memory.bank import Bank
 
 FORMAT = "hmt.memory"
-VERSION = 2
+VERSION = 3
+
+READABLE = ("2", "3")
+"""Versions that can be read. Version 2 has no `bank.merged`: nothing was merged."""
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
@@ -65,8 +68,8 @@ class MemoryState:
 
     Attributes:
         bank: Long-term memory (in the modes short_term and rmt: the last segment's memory embeddings).
-        tail_ids: (B, S) int64, last tokens of the previous segment; the sensory tokens are the last K of them.
-        tail_valid: (B, S) bool, all False before a row's first segment is complete.
+        tail_ids: (B, S) int64, last tokens before the segment; the sensory tokens are the last K of them.
+        tail_valid: (B, S) bool, False where there was none yet.
         pending_ids: (B, P) int64, tokens of the unfinished segment, each row from the left.
         pending_valid: (B, P) bool.
         segments_read: (B,) int64, segments completed.
@@ -88,19 +91,20 @@ class MemoryState:
         cls,
         batch_size: int,
         *,
+        bank_width: int,
         fresh_tokens: int,
         tail_tokens: int,
         model: ModelIdentity,
         device: torch.device,
         dtype: torch.dtype,
     ) -> MemoryState:
-        """The state before the first token of `batch_size` texts."""
+        """The state before the first token of `batch_size` texts; `bank_width` is D, or 0 without embeddings."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
 
         return cls(
-            bank=Bank.empty(batch_size, model.width, fresh_tokens, device, dtype),
+            bank=Bank.empty(batch_size, bank_width, fresh_tokens, device, dtype),
             tail_ids=zeros(tail_tokens),
             tail_valid=zeros(tail_tokens, dtype=torch.bool),
             pending_ids=zeros(0),
@@ -193,14 +197,15 @@ class MemoryState:
             raise ValueError(f"{path} is not a memory file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a memory file: format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        if metadata.get("version") != str(VERSION):
-            theirs = metadata.get("version")
+        if (theirs := metadata.get("version")) not in READABLE:
+            readable = " and ".join(READABLE)
             raise ValueError(
-                f"{path} has memory format {theirs}, this program reads {VERSION}; remember the text again"
+                f"{path} has memory format {theirs}, this program reads {readable}; remember the text again"
             )
         bank = {name.removeprefix("bank."): tensors.pop(name) for name in list(tensors) if name.startswith("bank.")}
         try:
             bank["tokens"] = bank["tokens"].to(torch.int32)
+            bank.setdefault("merged", torch.ones_like(bank["segments"], dtype=torch.int32))
             model = ModelIdentity(**json.loads(metadata["model"]))
             return cls(bank=Bank(**bank), model=model, **tensors)
         except (KeyError, TypeError, ValueError) as error:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hmt.config import MEMORY_FIELDS
-from hmt.memory.bank import retention_policy
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.model.backbone import check_window, embed, embedding_size
@@ -18,6 +17,12 @@ from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
 
 Self = TypeVar("Self", bound="MemoryModel")
+
+FREE_FIELDS = {
+    "memory_gain", "summary_batch_tokens", "mem_recall_context", "memory_policy", "retention_protected",
+    "retention_heads", "recall_selection",
+}  # fmt: skip
+"""Settings that may change between writing a memory and reading it."""
 
 
 class MemoryModel(PreTrainedModel):
@@ -44,7 +49,6 @@ class MemoryModel(PreTrainedModel):
     def __init__(self, config: HMTConfig, backbone: PreTrainedModel | None = None) -> None:
         config.check()
         super().__init__(config)
-        self._retain = retention_policy(config.memory_policy)
         if backbone is None:
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
         check_window(backbone, config.segment_length)
@@ -118,13 +122,17 @@ class MemoryModel(PreTrainedModel):
 
     def identity(self, with_weights: bool = True) -> ModelIdentity:
         """Which model this is, as a memory notes it; the weights' digest is always left out while training."""
-        shaping = set(MEMORY_FIELDS) - {"memory_gain", "summary_batch_tokens", "memory_policy", "mem_recall_context"}
-        settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in sorted(shaping))
+        shaping = [name for name in sorted(MEMORY_FIELDS) if name not in FREE_FIELDS]
+        if not self.config.recalled_tokens:
+            shaping.remove("num_recalled_tokens")  # memories are older than this field
+        settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in shaping)
+        # The policy may change from call to call, so what it learnt is not a part of the identity.
+        weights = (p for name, p in self.named_parameters() if not name.startswith("memory.retention."))
         return ModelIdentity(
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),
             settings=settings,
-            weights=weights_digest(self.parameters()) if with_weights and not self.training else "",
+            weights=weights_digest(weights) if with_weights and not self.training else "",
         )
 
     def initial_state(self, batch_size: int = 1) -> MemoryState:
@@ -132,6 +140,7 @@ class MemoryModel(PreTrainedModel):
         weight = self.embedding_table
         return MemoryState.initial(
             batch_size,
+            bank_width=weight.shape[1] if self.config.prompt_tokens else 0,
             fresh_tokens=self.config.fresh_tokens,
             tail_tokens=self.config.tail_tokens,
             model=self.identity(),

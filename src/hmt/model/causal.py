@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
-from hmt.model.reading import SegmentReader
+from hmt.model.reading import Query, SegmentReader
 
 
 def causal_states(
@@ -39,14 +39,14 @@ def causal_states(
         raise ValueError(f"the memory must end with a segment, {state.pending_ids.shape[1]} tokens are unfinished")
     config = model.config
     length, count = config.fresh_tokens, config.summary_tokens
-    ahead = count - 1 if config.recalls and config.recall_query == "prefix" else 0
+    ahead = count - 1 if config.queries and config.recall_query == "prefix" else 0
     start = place = 0  # of the next part: in the text, and in its segment
     while start < input_ids.shape[1]:
-        waits = place < ahead and state.bank.embeddings.shape[1] > 0
+        waits = place < ahead and state.bank.valid.shape[1] > 0
         columns = slice(start, start + (ahead if waits else length) - place)
-        summary = model.summarise(state.tail_ids[:, -count:], state.tail_valid[:, -count:]) if waits else None
+        query = Query(state.tail_ids[:, -count:], state.tail_valid[:, -count:]) if waits else None
         ids, mask = input_ids[:, columns], attention_mask[:, columns]
-        output, state = model.step(ids, state, segment_mask=mask, summary=summary, return_logits=False)
+        output, state = model.step(ids, state, segment_mask=mask, query=query, return_logits=False)
         assert output.hidden is not None
         yield start, output.hidden
         start, place = columns.stop, ahead if waits else 0

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
+from hmt.memory.retention import retention_policy
 from hmt.model.backbone import check_backbone
 from hmt.model.base import MemoryModel
 from hmt.model.card import model_card
@@ -44,7 +45,7 @@ from hmt.pretrained import (
 
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
-SHAPING_FIELDS = ("num_memory_tokens", "mem_recall_hidden_dim", "memory_injection")
+SHAPING_FIELDS = ("num_memory_tokens", "mem_recall_hidden_dim", "memory_injection", "retention_heads")
 """Settings that fix the shapes of memory parameters, so a checkpoint cannot be read with others."""
 
 LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
@@ -94,7 +95,9 @@ class CheckpointedModel(MemoryModel):
         if unknown:
             raise ValueError(f"HMTConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(MEMORY_FIELDS)}")
         fields = (memory_fields(config) if config is not None else {}) | config_fields
-        MemoryConfig(**fields).check()  # before anything is loaded
+        settings = MemoryConfig(**fields)
+        settings.check()  # before anything is loaded
+        retention_policy(settings.memory_policy)
         source = ""
         if isinstance(name_or_path_or_model, torch.nn.Module):
             backbone: Any = name_or_path_or_model
@@ -366,6 +369,6 @@ def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTC
             "(--model_name), do not load it as a checkpoint"
         )
     for name in SHAPING_FIELDS:
-        if name in fields and fields[name] != values.get(name):
-            raise ValueError(f"{name} is {values.get(name)} in {path} and cannot be read as {fields[name]}")
+        if name in fields and fields[name] != values.get(name, fields[name]):  # older checkpoints lack newer fields
+            raise ValueError(f"{name} is {values[name]} in {path} and cannot be read as {fields[name]}")
     return HMTConfig.from_dict(values | fields)

@@ -14,6 +14,7 @@ from hmt.model.checkpoint import CheckpointedModel
 from hmt.model.configuration import HMTConfig
 from hmt.model.generation import SegmentGenerator
 from hmt.model.outputs import HMTOutput, RecallTrace
+from hmt.model.retrieval import RETRIEVAL_LOSS_WEIGHT, RetrievalLoss, Supporting
 from hmt.model.stream import Stream
 
 
@@ -37,6 +38,8 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         output_recall: bool = False,
         return_logits: bool = True,
         truncate_every: int | None = None,
+        supporting: Supporting | None = None,
+        retrieval_loss_weight: float = RETRIEVAL_LOSS_WEIGHT,
     ) -> HMTOutput:
         """Read texts of any length and score them.
 
@@ -49,6 +52,10 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             output_recall: Return what was recalled.
             return_logits: Return logits (B, T, V). Without, the head runs only where a label is scored.
             truncate_every: Cut the gradient after every so many segments.
+            supporting: Segments that hold what is needed, counted from the beginning of the text: (B, S) bool or their
+                numbers row by row for each row's last segment; (B, S, S) bool, [b, n, m] where segment m supports
+                segment n. Modes that do not recall have no use for them.
+            retrieval_loss_weight: What the retrieval loss counts in the loss; 0 only reports it.
 
         Returns:
             `HMTOutput`; its `memory` continues the text.
@@ -64,10 +71,13 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         unread = state.segments_read == 0
         stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
         targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)
+        retrieval = RetrievalLoss(supporting, stream) if supporting is not None and self.config.recalls else None
         logits, nlls, recalled = [], [], []
         for segment, output, after in self._steps(
             stream, state, return_logits=return_logits, truncate_every=truncate_every
         ):
+            if retrieval is not None:
+                retrieval.add(segment, output, state)
             state = after
             wanted = None if targets is None else segment.of(targets, scoring.IGNORED)
             if output.logits is not None:
@@ -85,6 +95,10 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             result.nll = scoring.per_target(stream, stream.join(nlls)) + self._unused()
             result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
             result.loss = result.nll.sum() / result.scored_mask.sum()
+        if retrieval is not None:
+            result.retrieval_loss = retrieval.mean()
+            if result.loss is not None:
+                result.loss = result.loss + retrieval_loss_weight * result.retrieval_loss
         if output_recall:
             result.recall = RecallTrace.of(recalled)
         return result

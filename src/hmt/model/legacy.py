@@ -90,7 +90,8 @@ def convert_checkpoint(
     _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))
     model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
     places = set(model.memory.state_dict())
-    _fill(model.memory, {name: w for name, w in weights.memory.items() if name in places}, "memory")
+    published = {name: w for name, w in weights.memory.items() if name in places}
+    _fill(model.memory, published, "memory", optional={name for name in places if name.startswith("retention.")})
     if weights.lora:
         ranks = {w.shape[0] for name, w in weights.lora.items() if ".lora_A." in name}
         targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights.lora})

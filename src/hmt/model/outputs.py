@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from hmt.memory.episodes import Episode
 from hmt.memory.state import MemoryState
 
 
@@ -23,13 +24,17 @@ class Recollection:
     Attributes:
         weights: Recall weights (B, R, N) over the bank before this segment, float32, 0 in a row that has nothing to
             recall; or None without recall.
+        recall_logits: What the weights are the softmax of, the lowest number at empty slots; or None.
         segments: Number of the segment behind each slot, (B, N) int64.
         distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
+        episode: Tokens of earlier segments that were read again, or None.
     """
 
     weights: Tensor | None
+    recall_logits: Tensor | None
     segments: Tensor
     distances: Tensor
+    episode: Episode | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +58,13 @@ class RecallTrace:
         weights: Recall weights (B, R, N) of each segment that recalled, in order; N is the bank's width at that time.
         segments: Number of the segment behind each of those slots, (B, N) int64 each.
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
+        episodes: Tokens that were read again, of each segment that did, in order.
     """
 
     weights: tuple[Tensor, ...]
     segments: tuple[Tensor, ...]
     by_segment: tuple[Tensor, ...]
+    episodes: tuple[Episode, ...] = ()
 
     @classmethod
     def of(cls, recollections: Sequence[Recollection]) -> RecallTrace:
@@ -66,6 +73,7 @@ class RecallTrace:
             weights=tuple(one.weights for one in recollections if one.weights is not None),
             segments=tuple(one.segments for one in recollections if one.weights is not None),
             by_segment=tuple(one.distances for one in recollections),
+            episodes=tuple(one.episode for one in recollections if one.episode is not None),
         )
 
     @property
@@ -73,18 +81,29 @@ class RecallTrace:
         """Recall distances (n_now - n_recalled of the strongest slot), in order of segments, then rows."""
         return [distance for row in self.by_segment for distance in row.tolist() if distance > 0]
 
-    def strongest(self, count: int, row: int = 0) -> list[tuple[int, float]]:
-        """The segments that a row recalled most, strongest first.
+    def strongest(self, count: int | None = None, row: int = 0) -> list[tuple[int, float]]:
+        """The segments that a row recalled most, strongest first; in mode backbone those that it read again most.
 
         Returns:
             At most `count` pairs (number of the segment, its share of all that was recalled).
         """
         mass: Counter[int] = Counter()
+        if not self.weights:
+            mass.update(number for number, _ in self.read_again(row))
         for weights, segments in zip(self.weights, self.segments, strict=True):
             for number, weight in zip(segments[row].tolist(), weights[row].mean(dim=0).tolist(), strict=True):
                 mass[number] += weight
         total = mass.total()
         return [(number, weight / total) for number, weight in mass.most_common(count) if weight > 0]
+
+    def read_again(self, row: int = 0) -> list[tuple[int, Tensor]]:
+        """What a row read again, in order: number of the segment, and the tokens (e,) int64 of it."""
+        found = []
+        for episode in self.episodes:
+            numbers = episode.segments[row].tolist()
+            runs = episode.ids[row].chunk(len(numbers))
+            found += [(number, run) for number, run in zip(numbers, runs, strict=True) if number >= 0]
+        return found
 
 
 @dataclass
@@ -92,13 +111,15 @@ class HMTOutput(ModelOutput):
     """Result of `HMTForCausalLM.forward`.
 
     Attributes:
-        loss: Mean nats over the scored targets, or None without labels.
+        loss: Mean nats over the scored targets, and the weighted retrieval loss where it was asked for; None without
+            labels.
         logits: (B, T, V), 0 at padding, or None.
         nll: (B, T - 1) nats per target, 0 where a target is not scored, or None without labels.
         causal_mask: (B, T - 1) bool, targets that the memory prompt cannot have seen.
         scored_mask: (B, T - 1) bool, targets that count in the loss, or None without labels.
         memory: The state after the last token.
         recall: What was recalled, or None if it was not asked for.
+        retrieval_loss: Mean nats of recalling a supporting segment, or None if none was given or nothing recalls.
     """
 
     loss: Tensor | None = None
@@ -108,3 +129,4 @@ class HMTOutput(ModelOutput):
     scored_mask: Tensor | None = None
     memory: MemoryState | None = None
     recall: RecallTrace | None = None
+    retrieval_loss: Tensor | None = None

@@ -6,13 +6,15 @@ segment, N bank slots, D embedding size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.bank import Bank
+from hmt.memory.episodes import Episode, Overlap, candidate_slots, choose_episode
 from hmt.memory.rows import pack
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
@@ -37,6 +39,21 @@ class Fresh:
     mask: Tensor
     new: Tensor
     complete: Tensor
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a segment asks the bank with.
+
+    Attributes:
+        ids: Tokens, (B, at most J) int64.
+        mask: Likewise, bool.
+        summary: What the backbone makes of them, (B, R, D), where that is computed already.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    summary: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +86,7 @@ class SegmentReader(MemoryModel):
         state: MemoryState | None = None,
         *,
         segment_mask: Tensor | None = None,
-        summary: Tensor | None = None,
+        query: Query | None = None,
         return_logits: bool = True,
         remember_only: bool = False,
     ) -> tuple[StepOutput, MemoryState]:
@@ -82,7 +99,7 @@ class SegmentReader(MemoryModel):
             segment_ids: New tokens, (B, l); together with the unfinished segment at most L per row.
             state: What was read before; nothing where None.
             segment_mask: (B, l) bool, real tokens; all where None.
-            summary: The segment's query (B, R, D), if it was computed before (see `summarise`).
+            query: What the segment asks the bank with; that of its tokens where None.
             return_logits: Run the head.
             remember_only: Skip the reading of rows that complete no segment, since no output is wanted of them.
 
@@ -104,11 +121,12 @@ class SegmentReader(MemoryModel):
                 hidden=None,
                 logits=None,
                 weights=None,
+                recall_logits=None,
                 segments=state.bank.segments,
                 distances=torch.zeros_like(fresh.new),
             )
             return nothing, self._after(state, fresh, state.bank)
-        recalled = self._recall(state, fresh, summary)
+        recalled = self._recall(state, fresh, query)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
         *_, hidden, left_behind = window.split(self._body(window))
@@ -117,8 +135,10 @@ class SegmentReader(MemoryModel):
             hidden=hidden,
             logits=logits,
             weights=recalled.weights,
+            recall_logits=recalled.recall_logits,
             segments=recalled.segments,
             distances=recalled.distances,
+            episode=recalled.episode,
         )
         return output, self._remember(state, fresh, recalled, left_behind)
 
@@ -133,35 +153,69 @@ class SegmentReader(MemoryModel):
         )
         return Fresh(ids, mask, new, complete=(counts == self.config.fresh_tokens) & (new > 0))
 
-    def _recall(self, state: MemoryState, fresh: Fresh, summary: Tensor | None = None) -> Recalled:
-        """What the segment gets to see of the past, as prompts."""
+    def _recall(self, state: MemoryState, fresh: Fresh, query: Query | None = None) -> Recalled:
+        """What the segment gets to see of the past, as prompts and as tokens."""
         bank, filled = state.bank, state.bank.filled
-        mixed, weights, distances = None, None, torch.zeros_like(fresh.new)
-        if self.memory.recall is not None and bank.embeddings.shape[1]:
+        mixed, logits, weights, distances = None, None, None, torch.zeros_like(fresh.new)
+        summary = None
+        if self.config.queries and bank.valid.shape[1]:
+            query = self._query(state, fresh) if query is None else query
+            summary = query.summary
+        if self.memory.recall is not None and bank.valid.shape[1]:
+            assert query is not None
             if summary is None:
-                summary = self.summarise(*self._query_tokens(state, fresh))
-            mixed, weights = self.memory.recall(summary, bank)
-            weights = weights * filled[:, None, None]
+                summary = self.summarise(query.ids, query.mask)
+            mixed, logits = self.memory.recall(summary, bank, self.memory.retention.recall_bias(bank))
+            weights = logits.softmax(dim=-1) * filled[:, None, None]
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
             distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
-        elif self.memory.injection is not None and bank.embeddings.shape[1]:
+        elif self.memory.injection is not None and bank.valid.shape[1]:
             mixed = bank.last(self.config.prompt_tokens)
         if self.memory.injection is None:
             leading = trailing = self.embedding_table.new_zeros(len(filled), 0, self.embedding_table.shape[1])
         else:
             prompts = self.memory.injection(mixed, filled)
             leading, trailing = (prompt.to(self.embedding_table.dtype) for prompt in prompts)
+        episode = None
+        if self.config.recalled_tokens and query is not None and bank.valid.shape[1]:
+            episode = self._read_again(state, query, summary, weights)
+            if weights is None:
+                found = (episode.strongest >= 0) & (fresh.new > 0)
+                distances = torch.where(found, state.segments_read - episode.strongest, distances)
         return Recalled(
-            leading=leading, trailing=trailing, weights=weights, segments=bank.segments, distances=distances
+            leading=leading,
+            trailing=trailing,
+            weights=weights,
+            recall_logits=logits,
+            segments=bank.segments,
+            distances=distances,
+            episode=episode,
         )
+
+    @torch.no_grad()
+    def _read_again(self, state: MemoryState, query: Query, summary: Tensor | None, weights: Tensor | None) -> Episode:
+        """The tokens of earlier segments that this one reads again."""
+        bank, candidates = state.bank, candidate_slots(state.bank, state.segments_read - self.config.near_segments)
+        overlap = Overlap.of(bank, candidates, query.ids, query.mask)
+        worth = overlap.segments
+        if self.config.recall_selection == "attention":
+            assert weights is not None
+            worth = bank.per_segment(weights.mean(dim=1))
+        elif self.config.recall_selection == "similarity":
+            assert summary is not None
+            asked = summary.float().mean(dim=1, keepdim=True)
+            worth = bank.per_segment(F.cosine_similarity(asked, bank.embeddings.float(), dim=-1))
+        return choose_episode(bank, candidates, overlap, worth, self.config.recalled_tokens)
 
     def _pieces(
         self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """The window up to its newest token, [prompt | sensory | unfinished | new], as embeddings and masks."""
+        """The window up to its newest token, [prompt | recalled | sensory | unfinished | new], embeddings and masks."""
         sensory = slice(state.tail_ids.shape[1] - min(self.config.max_sensory, state.tail_ids.shape[1]), None)
         ids = [state.tail_ids[:, sensory], state.pending_ids, segment_ids]
         valid = [state.tail_valid[:, sensory], state.pending_valid, segment_mask]
+        if recalled.episode is not None:
+            ids, valid = [recalled.episode.ids, *ids], [recalled.episode.valid, *valid]
         tokens = embed(self.backbone, torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
         return [recalled.leading_prompt(), *zip(tokens, valid, strict=True)]
 
@@ -170,10 +224,14 @@ class SegmentReader(MemoryModel):
         bank = state.bank
         if recalled.weights is not None:
             bank = bank.record_usage(recalled.weights, fresh.complete)  # once a segment, however many calls it took
-        if self.config.prompt_tokens:
-            bank = bank.append(
-                left_behind, fresh.complete, state.segments_read, fresh.ids, self._retain, self.config.capacity
-            )
+        elif recalled.episode is not None:
+            bank = bank.record_usage(recalled.episode.chosen[:, None].float(), fresh.complete)
+        if self.config.segment_slots:
+            if not self.config.prompt_tokens:
+                left_behind = left_behind.new_zeros(len(left_behind), 1, 0)
+            bank = bank.append(left_behind, fresh.complete, state.segments_read, fresh.ids)
+            if bank.valid.shape[1] > self.config.capacity:
+                bank = self.memory.retention.make_room(bank, self.config.capacity)
         return self._after(state, fresh, bank)
 
     def _after(self, state: MemoryState, fresh: Fresh, bank: Bank) -> MemoryState:
@@ -181,9 +239,11 @@ class SegmentReader(MemoryModel):
         length, tail = self.config.fresh_tokens, state.tail_ids.shape[1]
         tail_ids, tail_valid = state.tail_ids, state.tail_valid
         complete = fresh.complete[:, None]
-        if fresh.ids.shape[1] >= length:
-            tail_ids = torch.where(complete, fresh.ids[:, length - tail : length], tail_ids)
-            tail_valid = tail_valid | complete
+        if fresh.ids.shape[1] >= length and tail:
+            joined = torch.cat([tail_ids, fresh.ids[:, :length]], dim=1)[:, -tail:]
+            joined_valid = torch.cat([tail_valid, fresh.mask[:, :length]], dim=1)[:, -tail:]
+            tail_ids = torch.where(complete, joined, tail_ids)
+            tail_valid = torch.where(complete, joined_valid, tail_valid)
         unfinished = fresh.mask & ~complete
         width = int(unfinished.sum(dim=1).max())
         return replace(
@@ -214,15 +274,15 @@ class SegmentReader(MemoryModel):
     def _body(self, window: Window) -> Tensor:
         return body(self.backbone, window.embeddings, recompute=self.checkpoint_segments and self.training)
 
-    def _query_tokens(self, state: MemoryState, fresh: Fresh) -> tuple[Tensor, Tensor]:
-        """The tokens that a segment's query reads, and their mask."""
+    def _query(self, state: MemoryState, fresh: Fresh) -> Query:
+        """The tokens that a segment's query reads."""
         count = self.config.summary_tokens
         if self.config.recall_query == "prefix":
-            return fresh.ids[:, :count], fresh.mask[:, :count]
-        return state.tail_ids[:, -count:], state.tail_valid[:, -count:]
+            return Query(fresh.ids[:, :count], fresh.mask[:, :count])
+        return Query(state.tail_ids[:, -count:], state.tail_valid[:, -count:])
 
-    def _summaries(self, stream: Stream, state: MemoryState) -> Iterator[Tensor | None]:
-        """The query of each segment of a call, (B, R, D), several segments in one call of the body.
+    def _queries(self, stream: Stream) -> Iterator[Query | None]:
+        """The query of each segment of a call, those of several segments summarised in one call of the body.
 
         Queries depend on tokens alone, so they need not wait for the memory. The first one is left to the step, which
         knows whether there is anything to recall yet.
@@ -238,8 +298,11 @@ class SegmentReader(MemoryModel):
         for start in range(1, stream.count, at_once):
             numbers = range(start, min(start + at_once, stream.count))
             spans = [stream.span(number * length + shift, count) for number in numbers]
-            ids, mask = (torch.cat(parts) for parts in zip(*spans, strict=True))
-            yield from self.summarise(ids, mask).split(rows)
+            summaries: Sequence[Tensor | None] = [None] * len(spans)
+            if self.config.recalls:
+                ids, mask = (torch.cat(parts) for parts in zip(*spans, strict=True))
+                summaries = self.summarise(ids, mask).split(rows)
+            yield from (Query(*span, summary) for span, summary in zip(spans, summaries, strict=True))
 
     def _steps(
         self,
@@ -251,7 +314,7 @@ class SegmentReader(MemoryModel):
         truncate_every: int | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
         """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
-        summaries = self._summaries(stream, state) if self.config.recalls else None
+        queries = self._queries(stream) if self.config.queries else None
         for number, segment in enumerate(stream):
             if truncate_every and number and number % truncate_every == 0:
                 state = state.detach()
@@ -259,7 +322,7 @@ class SegmentReader(MemoryModel):
                 segment.ids,
                 state,
                 segment_mask=segment.mask,
-                summary=next(summaries) if summaries else None,
+                query=next(queries) if queries else None,
                 return_logits=return_logits,
                 remember_only=remember_only,
             )

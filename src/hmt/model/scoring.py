@@ -43,10 +43,10 @@ def per_target(stream: Stream, values: Tensor) -> Tensor:
 
 
 def causal_targets(stream: Stream, config: MemoryConfig, unread: Tensor) -> Tensor:
-    """Which targets the memory prompt cannot have seen, (B, T - 1) bool.
+    """Which targets the memory cannot have seen, (B, T - 1) bool.
 
-    With a "prefix" query the prompt of a segment has seen that segment's first J tokens. The first of them is still
-    predicted from the segment before, and a row's very first segment has nothing to recall.
+    With a "prefix" query what is recalled for a segment depends on that segment's first J tokens. The first of them is
+    still predicted from the segment before, and a row's very first segment has nothing to recall.
 
     Args:
         stream: The tokens of the call.
@@ -54,7 +54,7 @@ def causal_targets(stream: Stream, config: MemoryConfig, unread: Tensor) -> Tens
         unread: (B,) bool, rows that had completed no segment before this call.
     """
     causal = torch.ones_like(stream.real)
-    if config.recalls and config.recall_query == "prefix":
+    if config.queries and config.recall_query == "prefix":
         first = unread[:, None] & (stream.number == 0)
         causal = first | (stream.place == 0) | (stream.place >= config.summary_tokens)
     is_target = stream.real & (stream.index > 0)

@@ -1,9 +1,9 @@
 """Write on from a state, one position of the backbone per token.
 
-The unfinished segment's window, [prompt | sensory | tokens so far], stays in the backbone's cache. It is read anew only
-where it changes in front: at the start of a segment, and, with a "prefix" query, once more when the J tokens that the
-query reads are there; until then the prompt is that of a "previous" query. A full segment is closed by feeding the
-trailing prompt on the cache.
+The unfinished segment's window, [prompt | recalled | sensory | tokens so far], stays in the backbone's cache. It is
+read anew only where it changes in front: at the start of a segment, and, with a "prefix" query, once more when the J
+tokens that the query reads are there; until then what is recalled is that of a "previous" query. A full segment is
+closed by feeding the trailing prompt on the cache.
 
 Shape legend: B rows, R memory embeddings per segment, D embedding size.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import CachedWindow, embed
 from hmt.model.outputs import Recollection
-from hmt.model.reading import Fresh, Recalled, SegmentReader
+from hmt.model.reading import Fresh, Query, Recalled, SegmentReader
 from hmt.model.splice import splice
 
 
@@ -50,7 +50,7 @@ class SegmentWriter:
         model, state = self.model, self.state
         none = state.pending_ids[:, :0], state.pending_valid[:, :0]
         fresh = model._add(state, *none)
-        self._recalled = model._recall(state, fresh, self._summary(fresh))
+        self._recalled = model._recall(state, fresh, self._query(fresh))
         self._note(self._recalled)
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
         self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask)
@@ -70,8 +70,8 @@ class SegmentWriter:
         fresh = model._add(self.state, ids, mask)
         stale = self._window is None or self._completes_query(fresh)
         if stale and fresh.complete.any():
-            summary = self._summary(fresh)
-            output, self.state = model.step(ids, self.state, segment_mask=mask, summary=summary, return_logits=False)
+            query = self._query(fresh)
+            output, self.state = model.step(ids, self.state, segment_mask=mask, query=query, return_logits=False)
             assert output.hidden is not None
             self._note(output)
             self._window = None
@@ -91,7 +91,7 @@ class SegmentWriter:
         if self.recollections is not None:
             self.recollections.append(recollection)
 
-    def _summary(self, fresh: Fresh) -> Tensor | None:
+    def _query(self, fresh: Fresh) -> Query | None:
         """The query of each row: that of a whole segment once its tokens are there, before that the "previous" one.
 
         So the prompt depends on the text alone, whatever part of it was the user's, was written in an earlier call, or
@@ -99,18 +99,18 @@ class SegmentWriter:
         """
         model, state = self.model, self.state
         count = model.config.summary_tokens
-        if not count or not state.bank.embeddings.shape[1]:
+        if not count or not state.bank.valid.shape[1]:
             return None
         before, before_mask = state.tail_ids[:, -count:], state.tail_valid[:, -count:]
         missing = max(count - fresh.ids.shape[1], 0)
         ids, mask = (F.pad(part, (0, missing))[:, :count] for part in (fresh.ids, fresh.mask))
         ready = mask.all(dim=1, keepdim=True) & (model.config.recall_query == "prefix")
-        return model.summarise(torch.where(ready, ids, before), torch.where(ready, mask, before_mask))
+        return Query(torch.where(ready, ids, before), torch.where(ready, mask, before_mask))
 
     def _completes_query(self, fresh: Fresh) -> bool:
         """Whether some row now has the last of the tokens that its query reads, so that its prompt changes."""
         config = self.model.config
-        if not config.recalls or config.recall_query != "prefix":
+        if not config.queries or config.recall_query != "prefix":
             return False
         reached = fresh.mask.sum(dim=1) == config.summary_tokens
         return bool((reached & (fresh.new > 0) & self.state.bank.filled).any())

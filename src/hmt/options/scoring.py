@@ -9,8 +9,9 @@ from typing import Literal
 from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_counts
 
 ROWS: dict[str, dict[str, object]] = {
-    "backbone": {"mode": "backbone"},
-    "isolated": {"mode": "backbone", "num_sensory": 0},
+    "backbone": {"mode": "backbone", "num_recalled_tokens": 0},
+    "isolated": {"mode": "backbone", "num_recalled_tokens": 0, "num_sensory": 0},
+    "episodic": {"mode": "backbone", "recall_selection": "lexical"},
     "rmt": {"mode": "rmt"},
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
@@ -29,8 +30,8 @@ BASELINES = ("native", "sliding", "sinks")
 OTHER_NAMES = {"rmt_sensory": "short_term"}
 """RMT with sensory tokens and the short-term mode of HMT are one and the same."""
 
-WITHOUT_MEMORY = ("backbone", "isolated", *BASELINES)
-"""Rows that use the backbone alone."""
+WITHOUT_MEMORY = ("backbone", "isolated", "episodic", *BASELINES)
+"""Rows that use no other weights than those of the backbone."""
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """native, sliding, sinks, backbone, isolated, rmt, short_term, hmt, hmt_previous, hmt_uniform, hmt_shuffled."""
+    """native, sliding, sinks, backbone, isolated, episodic, rmt, short_term, hmt, hmt_previous, _uniform, _shuffled."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -99,6 +100,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
         for row in self.rows:
             if row not in known:
                 raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
+        if "episodic" in self.rows and not self.num_recalled_tokens:
+            raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
         if self.reference is not None and self.compared_with is None:
             raise ValueError(f"reference must be one of the rows ({', '.join(self.rows)}), got {self.reference!r}")
 

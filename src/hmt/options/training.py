@@ -47,6 +47,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Micro-steps per optimizer step."""
     loss_tokens: int | None = None
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
+    retrieval_loss_weight: float = 0.05
+    """Weight of the retrieval loss where a sample says which segments support its answer; 0 only reports it."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3
@@ -119,6 +121,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             raise ValueError(
                 f"a share of a stream is not known: train_set_split must be a number, got {self.train_set_split}"
             )
+        if self.retrieval_loss_weight < 0:
+            raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")

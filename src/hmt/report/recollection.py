@@ -23,31 +23,44 @@ class RecalledSegment:
         number: Of the segment, from 0.
         share: Of all that was recalled.
         text: Of the segment; None if the bank no longer keeps it.
+        read_again: The parts of it that were put into the window again, most often read first.
     """
 
     number: int
     share: float
     text: str | None
+    read_again: tuple[str, ...] = ()
 
 
 def recalled_segments(
     trace: RecallTrace | None, memory: MemoryState | None, tokenizer: PreTrainedTokenizerBase, count: int = 5
 ) -> list[RecalledSegment]:
-    """The segments that were recalled most, strongest first, with their text."""
+    """The segments that were recalled most, strongest first, then others that were read again, with their text."""
     if trace is None or memory is None:
         return []
+    runs: dict[int, Counter[str]] = {}
+    for number, run in trace.read_again():
+        runs.setdefault(number, Counter())[str(tokenizer.decode(run))] += 1
+    shares = dict(trace.strongest())
+    often = sorted(runs, key=lambda number: runs[number].total(), reverse=True)
     found = []
-    for number, share in trace.strongest(count):
+    for number in dict.fromkeys([*list(shares)[:count], *often[:count]]):
         tokens = memory.segment_tokens(number)
-        found.append(RecalledSegment(number, share, None if tokens is None else str(tokenizer.decode(tokens))))
+        text = None if tokens is None else str(tokenizer.decode(tokens))
+        read_again = tuple(run for run, _ in runs.get(number, Counter()).most_common())
+        found.append(RecalledSegment(number, shares.get(number, 0.0), text, read_again))
     return found
 
 
 def describe_recall(segments: list[RecalledSegment]) -> str:
-    """One line a segment, its text cut in the middle."""
+    """One line a segment and one for each part that was read again, texts cut in the middle."""
     if not segments:
         return "nothing was recalled"
-    return "\n".join(f"segment {one.number:>5}  {one.share:6.1%}  {shortened(one.text)}" for one in segments)
+    lines = []
+    for one in segments:
+        lines.append(f"segment {one.number:>5}  {one.share:6.1%}  {shortened(one.text)}")
+        lines += [f"           read again  {shortened(part)}" for part in one.read_again]
+    return "\n".join(lines)
 
 
 def shortened(text: str | None) -> str:

@@ -135,18 +135,19 @@ class Batch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         labels: (B, T) int64, -100 where a token is not scored.
-        samples: What the rows are, without padding.
+        supporting: Segments that hold what is needed, (B, S) or (B, S, S) bool as `forward` takes them, or None where
+            they are not known.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    samples: tuple[Sample, ...] = ()
+    supporting: Tensor | None = None
 
     def split(self, rows: int) -> list[Batch]:
         """The batch in parts of at most so many rows."""
-        parts = zip(self.input_ids.split(rows), self.attention_mask.split(rows), self.labels.split(rows), strict=True)
-        return [Batch(*part, self.samples[n * rows : (n + 1) * rows]) for n, part in enumerate(parts)]
+        tensors = [tensor for tensor in vars(self).values() if tensor is not None]
+        return [Batch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
 def cut(texts: Sequence[Readable], sample_tokens: int) -> list[Sample]:
@@ -192,14 +193,24 @@ def scored_targets(samples: Sequence[Sample], loss_tokens: int | None) -> int:
     return total
 
 
-def pad(samples: Sequence[Sample]) -> Batch:
-    """Samples of different length as one batch, padded on the right."""
+def pad(samples: Sequence[Sample], fresh_tokens: int | None = None) -> Batch:
+    """Samples of different length as one batch, padded on the right.
+
+    Args:
+        samples: One a row.
+        fresh_tokens: Tokens of a segment, to tell which segments a row rests on.
+    """
     lengths = torch.tensor([len(sample) for sample in samples])
     input_ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in samples], batch_first=True)
     labels = torch.nn.utils.rnn.pad_sequence(
         [sample.labels for sample in samples], batch_first=True, padding_value=IGNORED
     )
-    return Batch(input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None], labels, tuple(samples))
+    supporting = None
+    if fresh_tokens is not None and any(sample.supporting for sample in samples):
+        supporting = torch.zeros(len(samples), -(-input_ids.shape[1] // fresh_tokens), dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            supporting[row, list(sample.supporting_segments(fresh_tokens))] = True
+    return Batch(input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None], labels, supporting)
 
 
 @dataclass(frozen=True)

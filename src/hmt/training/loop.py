@@ -180,7 +180,7 @@ class Training:
         progress, rank = self._progress, self.accelerator.process_index
         # Dropout is drawn from the number of the step, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed((self.options.seed << 32) + (progress.steps << 8) + rank)
-        batch = pad(rows[rank :: self.accelerator.num_processes])
+        batch = pad(rows[rank :: self.accelerator.num_processes], stepper.fresh_tokens)
         result = stepper.take(batch, scored_targets(rows, self.options.loss_tokens))
         progress.step += 1
         progress.steps += 1
@@ -194,6 +194,7 @@ class Training:
             grad_norm=result.grad_norm,
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
+            **({} if result.retrieval_loss is None else {"retrieval_loss": result.retrieval_loss}),
         )
         if self._keep:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)

@@ -42,11 +42,13 @@ class StepResult:
 
     Attributes:
         loss: Mean nats per scored target, over all processes.
+        retrieval_loss: Mean nats of recalling a supporting segment, or None where the rows do not name any.
         grad_norm: Norm of the gradient before clipping.
         learning_rates: Of each group of parameters, by name.
     """
 
     loss: float
+    retrieval_loss: float | None
     grad_norm: float
     learning_rates: dict[str, float]
 
@@ -60,6 +62,9 @@ class Stepper:
         optimizer: Likewise.
         scheduler: Of the optimizer; stepped once per optimizer step, whatever the number of processes.
         options: Of the run.
+
+    Attributes:
+        fresh_tokens: Tokens of a segment.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Stepper:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.fresh_tokens = accelerator.unwrap_model(model).config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
         self._rows_at_once = options.batch_size
@@ -92,10 +98,10 @@ class Stepper:
             FloatingPointError: If loss or gradient are not finite; the step is not taken, the batch is kept in a file.
             ValueError: If not even one row fits into memory; names the flags to lower.
         """
-        nats = self._backward(batch, targets)
+        sums = self._backward(batch, targets)
         accelerator = self._accelerator
         norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
-        loss = float(accelerator.reduce(nats, reduction="sum")) / targets
+        loss, retrieval = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
         self._check(loss, norm, batch)
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
         try:
@@ -108,10 +114,10 @@ class Stepper:
         else:
             self._skipped = 0
             self.scheduler.step()
-        return StepResult(loss, norm, rates)
+        return StepResult(loss, None if batch.supporting is None else retrieval, norm, rates)
 
     def _backward(self, batch: Batch, targets: int) -> Tensor:
-        """Gradients of a step, and the sum of nats of this process."""
+        """Gradients of a step, and the sums (2,) of this process, see `_nats`."""
         while True:
             try:
                 return self._parts(batch, targets)
@@ -130,19 +136,20 @@ class Stepper:
         accelerator = self._accelerator
         parts = batch.split(self._rows_at_once)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
-        nats: Tensor = torch.zeros((), device=accelerator.device)
+        sums: Tensor = torch.zeros(2, device=accelerator.device)
         for part in parts:
             with accelerator.accumulate(self.model):
-                share = self._nats(part)
-                nats += share.detach()
+                nats = self._nats(part)
+                sums += nats.detach()
+                share = nats[0] + self._options.retrieval_loss_weight * nats[1]
                 if uses_deepspeed(accelerator):  # which steps within backward
                     self._check(float(accelerator.reduce(share.detach(), reduction="sum")), 0.0, batch)
                 # Processes are averaged and micro-steps divided by their number: both are undone here.
                 accelerator.backward(share / targets * accelerator.num_processes * len(parts))
-        return nats
+        return sums
 
     def _nats(self, part: Batch) -> Tensor:
-        """Sum of nats over the scored targets of some rows."""
+        """Of some rows: nats over their scored targets, and the retrieval loss once for each of these; sums, (2,)."""
         device = self._accelerator.device
         output: Any = self.model(
             part.input_ids.to(device),
@@ -150,9 +157,12 @@ class Stepper:
             labels=part.labels.to(device),
             loss_tokens=self._options.loss_tokens,
             truncate_every=self._options.truncate_every,
+            supporting=part.supporting,
             return_logits=False,
         )
-        return output.nll.sum()
+        nats = output.nll.sum()
+        retrieval = torch.zeros_like(nats) if output.retrieval_loss is None else output.retrieval_loss
+        return torch.stack([nats, retrieval * output.scored_mask.sum()])
 
     def _check(self, loss: float, norm: float, batch: Batch) -> None:
         scaled = self._accelerator.scaler is not None and self._skipped < MAX_SKIPPED
