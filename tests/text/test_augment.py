@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -55,3 +59,16 @@ def test_the_options_say_what_is_done(tokenizer: PreTrainedTokenizerFast) -> Non
     assert tokenizer.decode(dilated[0].ids[3:6]) == "###"
     with pytest.raises(ValueError, match="exclude each other"):
         EvaluateOptions(dilate_dataset=True, interleave_dataset=True).check()
+
+
+def test_evaluation_scores_mixed_text(tmp_path: Path, backbone_dir: Path, run_cli: Any) -> None:
+    (tmp_path / "test").mkdir()
+    for name in "ab":
+        (tmp_path / "test" / f"{name}.txt").write_text(name * 100)
+    status, _, complaint = run_cli(
+        "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 20, "--num_sensory", 4,
+        "--lengths", 150, "--interleave_dataset", "--interleave_len", 10, "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    (span,) = json.loads((tmp_path / "figures.json").read_text())["spans"]
+    assert span["document"] == "test/a.txt + test/b.txt"

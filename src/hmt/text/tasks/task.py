@@ -6,7 +6,6 @@ A task is one entry (`Task`) and one function that makes documents or questions 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from hmt.pretrained import mapped
-from hmt.text.documents import SPLITS, TEXT_SUFFIXES, Document, fingerprint, split_files
+from hmt.text.documents import SPLITS, TEXT_SUFFIXES, Document, split_files
 from hmt.text.hub import hub_rows
 from hmt.text.questions import Question
 from hmt.text.tables import TABLE_SUFFIXES, Row, table_rows
@@ -173,10 +172,6 @@ class Source:
     def random(self, *of: Hashable) -> random.Random:
         """Random numbers that depend on the seed, the split and whatever else is named, and on nothing else."""
         return random.Random(repr((self.reading.seed, self.task.name, self.split, *of)))
-
-    def rows(self) -> Iterator[Row]:
-        """The rows of this split, from the local copy or the hub; the document behind a row is the row itself."""
-        return self.of_split(self.rows_of, lambda row: fingerprint(json.dumps(row, sort_keys=True, default=str)))
 
     def of_split(
         self,
