@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from hmt import HMTForCausalLM
 from hmt.evaluate import evaluate_rows
 from hmt.options import EvaluateOptions
 from hmt.text.batches import TokenDocument
-from tests.conftest import make_backbone, make_model, random_ids
+from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
 
 def options(**fields: object) -> EvaluateOptions:
@@ -122,3 +123,68 @@ def test_evaluation_leaves_the_model_as_it_was(tokenizer: PreTrainedTokenizerFas
     evaluate_rows(model, tokenizer, texts(90), options(lengths="80", modes="backbone,hmt"))
     assert model.config.mode == "hmt"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture
+def replicas(backbone_dir: Path, tmp_path: Path) -> list[Path]:
+    """Two checkpoints of one backbone, with memories of different seeds."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = HMTForCausalLM.from_backbone(
+            str(backbone_dir), segment_length=32, num_sensory=4, mem_recall_hidden_dim=16, memory_gain=2.0
+        )
+        model.memory.injection.base.data.normal_()
+        model.save_pretrained(tmp_path / f"seed-{seed}")
+        byte_tokenizer().save_pretrained(tmp_path / f"seed-{seed}")
+    return [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+
+
+def test_checkpoints_of_several_seeds_are_one_table(
+    replicas: list[Path], task_dir: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    command = (
+        "evaluate",
+        "--task_name",
+        task_dir,
+        "--lengths",
+        128,
+        "--modes",
+        "sliding,hmt",
+        "--json",
+        tmp_path / "f",
+    )
+    ppls = []
+    for checkpoint in replicas:
+        status, _, complaint = run_cli(*command, "--load_from_ckpt", checkpoint)
+        assert status == 0, complaint
+        ppls.append(json.loads((tmp_path / "f").read_text())["rows"][1]["ppl"])
+    status, said, complaint = run_cli(*command, "--load_from_ckpt", replicas[0], "--replicas", replicas[1])
+    assert status == 0, complaint
+    assert "spread" in said
+    figures = json.loads((tmp_path / "f").read_text())
+    assert figures["checkpoints"] == [str(checkpoint) for checkpoint in replicas]
+    assert figures["rows"][1]["ppls"] == pytest.approx(ppls)
+    assert figures["rows"][1]["ppl_spread"] == pytest.approx(abs(ppls[1] - ppls[0]))
+    assert figures["rows"][1]["ppl_spread"] > 0
+
+
+def test_questions_are_asked_of_every_checkpoint(replicas: list[Path], tmp_path: Path, run_cli: Any) -> None:
+    rows = [{"name": f"q{n}", "context": "a" * 70, "prompt": f"{n}?", "answers": "b"} for n in range(2)]
+    (tmp_path / "questions.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, complaint = run_cli(
+        "evaluate", "--task_name", tmp_path, "--load_from_ckpt", replicas[0], "--replicas", replicas[1],
+        "--max_new_tokens", 3, "--json", tmp_path / "f", "--predictions", tmp_path / "p",
+    )  # fmt: skip
+    assert status == 0, complaint
+    (row,) = json.loads((tmp_path / "f").read_text())["rows"]
+    assert row["questions"] == 2
+    assert row["f1_spread"] >= 0
+    asked = [json.loads(line)["checkpoint"] for line in (tmp_path / "p").read_text().splitlines()]
+    assert asked == [str(checkpoint) for checkpoint in replicas for _ in rows]
+
+
+def test_a_replica_that_is_not_there_is_named_at_once(replicas: list[Path], task_dir: Path, run_cli: Any) -> None:
+    status, _, complaint = run_cli(
+        "evaluate", "--task_name", task_dir, "--load_from_ckpt", replicas[0], "--replicas", "./nowhere"
+    )
+    assert (status, complaint) == (2, "hmt evaluate: no checkpoint directory at ./nowhere\n")

@@ -19,6 +19,7 @@ from hmt.metrics.environment import commit, environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import WITHOUT_MEMORY, EvaluateOptions
+from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
 from hmt.text.augment import augment
 from hmt.text.batches import TokenDocument, tokenize
@@ -65,8 +66,11 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
 
     Raises:
         ValueError: If the texts are too short for the lengths, or there are none; if a row does not fit the task.
+        OSError: If a checkpoint is not there, or says nothing of the training that is to be matched.
         KeyboardInterrupt: If the training of a baseline was stopped.
     """
+    for checkpoint in options.checkpoints[1:]:
+        read_checkpoint_config(str(checkpoint))  # complains before anything is read
     matched = _match_budget(options) if options.match_budget else []
     scores: TargetScores | QuestionScores | None = None
     for checkpoint, source, rows in _parts(options):
