@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from hmt.text.batches import Batch
 from tests.conftest import make_model, random_ids
@@ -102,3 +105,17 @@ def test_a_batch_in_parts_keeps_its_supporting_segments() -> None:
     batch = Batch(IDS, torch.ones_like(IDS, dtype=torch.bool), IDS, SUPPORTING)
     assert [part.supporting.tolist() for part in batch.split(1)] == [[row] for row in SUPPORTING.tolist()]
     assert Batch(IDS, IDS.bool(), IDS).split(1)[0].supporting is None
+
+
+def test_it_works_through_a_wrapper_that_waits_for_every_gradient(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        learner = make_model(memory_policy="attention").train()
+        learner.freeze_backbone()
+        wrapped = DistributedDataParallel(learner)
+        for supporting in (SUPPORTING, None, torch.zeros(2, 3)):  # a second step fails where a gradient was missing
+            output = wrapped(IDS, labels=IDS, supporting=supporting, return_logits=False)
+            output.loss.backward()
+        assert all(p.grad.abs().max() > 0 for p in learner.memory.parameters())
+    finally:
+        distributed.destroy_process_group()
