@@ -200,6 +200,8 @@ def _quieten(loads_model: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "lm_eval", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # DeepSpeed, where it is installed, warns on standard output that there is no GPU, and sets its own level.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     if not loads_model:
         return
     from transformers.utils import logging as transformers_logging
