@@ -89,6 +89,34 @@ def test_it_teaches_the_projections_alone_to_recall_the_support(fields: dict[str
     assert losses[-1] < 0.5 * losses[0]
 
 
+@torch.no_grad()
+def test_the_retention_loss_is_minus_the_logarithm_of_what_supporting_slots_are_worth() -> None:
+    learner = make_model(memory_policy="attention", mem_recall_context=3)
+    output = learner(IDS, labels=IDS, supporting=SUPPORTING, retrieval_loss_weight=0.5)
+    worth = learner.memory.retention.scores(output.memory.bank)
+    shares = worth / worth.sum(dim=1, keepdim=True)
+    numbers = output.memory.bank.segments
+    wanted = [
+        shares[row, (numbers[row] == n).nonzero()[0, 0]] for row, n in ((0, 0), (1, 1), (1, 2)) if n in numbers[row]
+    ]
+    torch.testing.assert_close(output.retention_loss, -torch.stack(wanted).log().mean())
+    extra = 0.5 * (output.retrieval_loss + output.retention_loss)
+    torch.testing.assert_close(output.loss, learner(IDS, labels=IDS).loss + extra)
+    assert make_model()(IDS, labels=IDS, supporting=SUPPORTING).retention_loss is None
+
+
+def test_the_retention_loss_teaches_a_policy_to_keep_what_is_asked_for() -> None:
+    learner = make_model(memory_policy="attention").train()
+    optimizer = torch.optim.Adam(learner.memory.retention.parameters(), lr=0.03)
+    for _ in range(30):
+        optimizer.zero_grad()
+        learner(IDS, supporting=[[0], [0]], return_logits=False).retention_loss.backward()
+        optimizer.step()
+    small = learner.eval().variant(mem_recall_context=2)
+    assert (small(IDS).memory.bank.segments[:, 0] == 0).all()
+    assert (make_model(mem_recall_context=2)(IDS).memory.bank.segments[:, 0] > 0).all()  # fifo
+
+
 def test_modes_that_recall_nothing_have_no_retrieval_loss() -> None:
     output = make_model(mode="short_term")(IDS, labels=IDS, supporting=SUPPORTING)
     assert output.retrieval_loss is None

@@ -40,6 +40,9 @@ class RetentionPolicy(nn.Module):
     needs_embeddings = False
     """Whether the policy makes no sense for a bank that keeps tokens only."""
 
+    learns = False
+    """Whether its scores, positive numbers, can be trained: they then take part in the retention loss."""
+
     def __init__(self, config: MemoryConfig, width: int) -> None:
         super().__init__()
         if self.needs_embeddings and not width:
@@ -142,6 +145,7 @@ class LeastAttended(RetentionPolicy):
     """
 
     needs_embeddings = True
+    learns = True
 
     def __init__(self, config: MemoryConfig, width: int) -> None:
         super().__init__(config, width)

@@ -27,7 +27,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
     """
 
     model_type = "hmt"
-    keys_to_ignore_at_inference = ["memory", "recall", "retrieval_loss"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["memory", "recall", "retrieval_loss", "retention_loss"]  # noqa: RUF012
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (transformers' own convention)
 
     def __init__(

@@ -55,7 +55,8 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             supporting: Segments that hold what is needed, counted from the beginning of the text: (B, S) bool or their
                 numbers row by row for each row's last segment; (B, S, S) bool, [b, n, m] where segment m supports
                 segment n. Modes that do not recall have no use for them.
-            retrieval_loss_weight: What the retrieval loss counts in the loss; 0 only reports it.
+            retrieval_loss_weight: What the retrieval loss counts in the loss, and the retention loss of a policy that
+                learns; 0 only reports them.
 
         Returns:
             `HMTOutput`; its `memory` continues the text.
@@ -96,9 +97,12 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
             result.loss = result.nll.sum() / result.scored_mask.sum()
         if retrieval is not None:
-            result.retrieval_loss = retrieval.mean()
+            known = result.retrieval_loss = retrieval.mean()
+            if self.memory.retention.learns:
+                result.retention_loss = retrieval.retention(self.memory.retention, state.bank)
+                known = known + result.retention_loss
             if result.loss is not None:
-                result.loss = result.loss + retrieval_loss_weight * result.retrieval_loss
+                result.loss = result.loss + retrieval_loss_weight * known
         if output_recall:
             result.recall = RecallTrace.of(recalled)
         return result

@@ -111,8 +111,8 @@ class HMTOutput(ModelOutput):
     """Result of `HMTForCausalLM.forward`.
 
     Attributes:
-        loss: Mean nats over the scored targets, and the weighted retrieval loss where it was asked for; None without
-            labels.
+        loss: Mean nats over the scored targets, and the weighted retrieval and retention losses where they were asked
+            for; None without labels.
         logits: (B, T, V), 0 at padding, or None.
         nll: (B, T - 1) nats per target, 0 where a target is not scored, or None without labels.
         causal_mask: (B, T - 1) bool, targets that the memory prompt cannot have seen.
@@ -120,6 +120,7 @@ class HMTOutput(ModelOutput):
         memory: The state after the last token.
         recall: What was recalled, or None if it was not asked for.
         retrieval_loss: Mean nats of recalling a supporting segment, or None if none was given or nothing recalls.
+        retention_loss: Mean nats of keeping a supporting segment, or None likewise and where the policy learns nothing.
     """
 
     loss: Tensor | None = None
@@ -130,3 +131,4 @@ class HMTOutput(ModelOutput):
     memory: MemoryState | None = None
     recall: RecallTrace | None = None
     retrieval_loss: Tensor | None = None
+    retention_loss: Tensor | None = None

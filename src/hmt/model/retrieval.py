@@ -1,4 +1,4 @@
-"""The retrieval loss: what recall should have looked at, where that is known.
+"""What recall should have looked at (the retrieval loss) and what is to be kept (the retention loss), where known.
 
 Shape legend: B rows, S segments of a text, R memory embeddings per segment, N bank slots.
 """
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hmt.memory.bank import Bank
+from hmt.memory.retention import RetentionPolicy
 from hmt.memory.rows import take
 from hmt.memory.state import MemoryState
 from hmt.model.outputs import StepOutput
@@ -17,6 +19,9 @@ from hmt.model.stream import Segment, Stream
 
 Supporting = Tensor | Sequence[Sequence[int]]
 """Segments that hold what is needed: (B, S) bool or their numbers row by row, or (B, S, S) bool, see `forward`."""
+
+LEAST_SHARE = 1e-9
+"""Shares below this are not told apart, so that their logarithm stays finite."""
 
 RETRIEVAL_LOSS_WEIGHT = 0.05
 """Weight beside the loss of the language model."""
@@ -69,6 +74,23 @@ class RetrievalLoss:
     def mean(self) -> Tensor:
         """Mean nats, a scalar; 0 where nothing was known."""
         return self._nats / self._count.clamp(min=1)
+
+    def retention(self, policy: RetentionPolicy, bank: Bank) -> Tensor:
+        """What a policy that learns has to learn: mean nats of keeping a supporting segment, a scalar.
+
+        Minus the log of a slot's share in the scores of its bank, over the slots of all segments that support one of
+        this call. Dropping a slot has no gradient, and the bias of recall has little where recall needs no help.
+
+        Args:
+            policy: Whose scores are positive and have a gradient.
+            bank: After the text.
+        """
+        supporting = self._supporting.any(dim=1) if self._supporting.dim() == 3 else self._supporting
+        last = supporting.shape[-1] - 1
+        wanted = take(supporting, bank.segments.clamp(max=last)) & (bank.segments <= last) & bank.valid
+        worth = policy.scores(bank).float() * bank.valid
+        shares = worth / worth.sum(dim=1, keepdim=True).clamp(min=LEAST_SHARE)
+        return -(shares.clamp(min=LEAST_SHARE).log() * wanted).sum() / wanted.sum().clamp(min=1)
 
     def _wanted(self, segment: Segment, before: MemoryState) -> Tensor:
         """Slots (B, N) that hold a segment which supports the one at hand."""

@@ -48,7 +48,7 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     loss_tokens: int | None = None
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
     retrieval_loss_weight: float = 0.05
-    """Weight of the retrieval loss where a sample says which segments support its answer; 0 only reports it."""
+    """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3

@@ -101,7 +101,7 @@ class Stepper:
         sums = self._backward(batch, targets)
         accelerator = self._accelerator
         norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
-        loss, retrieval = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
+        loss, retrieval, _ = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
         self._check(loss, norm, batch)
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
         try:
@@ -117,7 +117,7 @@ class Stepper:
         return StepResult(loss, None if batch.supporting is None else retrieval, norm, rates)
 
     def _backward(self, batch: Batch, targets: int) -> Tensor:
-        """Gradients of a step, and the sums (2,) of this process, see `_nats`."""
+        """Gradients of a step, and the sums (3,) of this process, see `_nats`."""
         while True:
             try:
                 return self._parts(batch, targets)
@@ -136,12 +136,12 @@ class Stepper:
         accelerator = self._accelerator
         parts = batch.split(self._rows_at_once)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
-        sums: Tensor = torch.zeros(2, device=accelerator.device)
+        sums: Tensor = torch.zeros(3, device=accelerator.device)
         for part in parts:
             with accelerator.accumulate(self.model):
                 nats = self._nats(part)
                 sums += nats.detach()
-                share = nats[0] + self._options.retrieval_loss_weight * nats[1]
+                share = nats[0] + self._options.retrieval_loss_weight * (nats[1] + nats[2])
                 if uses_deepspeed(accelerator):  # which steps within backward
                     self._check(float(accelerator.reduce(share.detach(), reduction="sum")), 0.0, batch)
                 # Processes are averaged and micro-steps divided by their number: both are undone here.
@@ -149,7 +149,7 @@ class Stepper:
         return sums
 
     def _nats(self, part: Batch) -> Tensor:
-        """Of some rows: nats over their scored targets, and the retrieval loss once for each of these; sums, (2,)."""
+        """Of some rows: nats over scored targets, retrieval and retention loss once for each of these; sums, (3,)."""
         device = self._accelerator.device
         output: Any = self.model(
             part.input_ids.to(device),
@@ -161,8 +161,9 @@ class Stepper:
             return_logits=False,
         )
         nats = output.nll.sum()
-        retrieval = torch.zeros_like(nats) if output.retrieval_loss is None else output.retrieval_loss
-        return torch.stack([nats, retrieval * output.scored_mask.sum()])
+        known = [output.retrieval_loss, output.retention_loss]
+        count = output.scored_mask.sum()
+        return torch.stack([nats, *(torch.zeros_like(nats) if one is None else one * count for one in known)])
 
     def _check(self, loss: float, norm: float, batch: Batch) -> None:
         scaled = self._accelerator.scaler is not None and self._skipped < MAX_SKIPPED
