@@ -8,7 +8,7 @@ from typing import Any
 
 from hmt.atomic import atomic_file
 from hmt.report.plot import COLOURS
-from proving.tasks import KINDS
+from proving.tasks import KINDS, TASKS
 
 SHUFFLED = ", shuffled"
 
@@ -26,7 +26,7 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    tasks = list(dict.fromkeys(row["task"] for row in summary))
+    tasks = [name for name in TASKS if any(row["task"] == name for row in summary)]
     figure, plots = plt.subplots(len(tasks), 1, figsize=(8, 3.2 * len(tasks)), layout="constrained", squeeze=False)
     for axes, task in zip(plots[:, 0], tasks, strict=True):
         own = [row for row in summary if row["task"] == task]
@@ -36,9 +36,9 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
             distances = [row["distance"] for row in line]
             style = ":" if SHUFFLED in name else "-"
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(
-                distances, [row["mean"] for row in line], style, marker="o", markersize=3, color=colour, label=name
-            )
+            width = max(4 - 0.6 * number, 1)  # lines that fall together stay visible
+            means = [row["mean"] for row in line]
+            axes.plot(distances, means, style, linewidth=width, marker="o", markersize=3, color=colour, label=name)
             shade = [[row[key] for row in line] for key in ("least", "greatest")]
             axes.fill_between(distances, *shade, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1 / KINDS, color="#999999", linewidth=1, linestyle="--", label="chance")

@@ -82,17 +82,38 @@ def test_only_the_first_line_counts_where_that_is_asked_for(
     assert (whole, line) == ("yes, or\nno", "yes, or")
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_recalled_tokens": 3}, {"mode": "rmt"}, {"recall_query": "previous"}], ids=str
+)
 @torch.no_grad()
-def test_candidates_side_by_side_cost_what_each_costs_alone() -> None:
-    model, text, prompt = make_model(), random_ids(1, 50), random_ids(1, 6, seed=1)[0]
+def test_an_answer_costs_what_it_would_be_written_with(fields: dict[str, Any]) -> None:
+    model, text, prompt = make_model(**fields), random_ids(1, 50), random_ids(1, 6, seed=1)[0]
     state = model.remember(text)
     answers = [random_ids(1, count, seed=count)[0] for count in (1, 5, 17)]
-    costs = answer_nats(model, state, prompt, answers)
-    for answer, cost in zip(answers, costs, strict=True):
-        whole = torch.cat([text[0], prompt, answer])[None]
-        labels = whole.masked_fill(torch.arange(whole.shape[1]) < 56, -100)
-        # What is read in two calls is segmented as what is read in one.
-        assert cost == pytest.approx(float(model(whole, labels=labels).nll.sum()), rel=1e-4)
+    for answer, cost in zip(answers, answer_nats(model, state, prompt, answers), strict=True):
+        nats, ids = 0.0, prompt
+        for token in answer:  # whatever comes later cannot have been seen
+            out = model.generate(
+                ids[None], memory=state, max_new_tokens=1, eos_token_id=None, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+            nats -= float(out.logits[0][0].log_softmax(dim=-1)[token])
+            ids = torch.cat([ids, token[None]])
+        assert cost == pytest.approx(nats, rel=1e-4)
+
+
+def test_a_question_without_a_context_follows_one_with_a_context(tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = replace(question(0), name="plain", context="")
+    after, alone = (ask(make_model(), asked, tokenizer).predictions for asked in ([question(1), plain], [plain]))
+    assert [one for one in after if one["name"] == "plain"] == alone
+    assert alone[0]["context_tokens"] == 0
+
+
+def test_intervals_are_over_documents_and_not_over_their_questions(tokenizer: PreTrainedTokenizerFast) -> None:
+    one_text = [replace(question(n), name=str(n), source="same") for n in range(3)]
+    (row,) = ask(make_model(), one_text, tokenizer, modes="hmt").rows()
+    assert row["questions"] == 3
+    assert row["f1_low"] is None
 
 
 def test_the_table_has_means_and_intervals_over_questions(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -113,7 +134,13 @@ def test_a_context_is_read_once_for_all_its_questions(
 ) -> None:
     read = []
     remember = HMTForCausalLM.remember
-    monkeypatch.setattr(HMTForCausalLM, "remember", lambda self, ids: read.append(ids) or remember(self, ids))
+
+    def noted(self: HMTForCausalLM, ids: torch.Tensor, state: Any = None, *rest: Any) -> Any:
+        if state is None:  # a text from its beginning, and not the prompt after it
+            read.append(ids)
+        return remember(self, ids, state, *rest)
+
+    monkeypatch.setattr(HMTForCausalLM, "remember", noted)
     ask(make_model(), [question(n) for n in range(4)], tokenizer, modes="hmt")
     assert len(read) == 2
 

@@ -143,8 +143,8 @@ def test_what_was_recalled_can_be_drawn(tokenizer: PreTrainedTokenizerFast) -> N
     [
         ({"modes": "hmt,sideways"}, "modes must be of native, .*got 'sideways'"),
         ({"reference": "rmt"}, r"reference must be one of the rows \(hmt\), got 'rmt'"),
-        ({"modes": "sinks", "stride": 17}, "stride must be at most 16"),
-        ({"stride": 21}, "stride must be at most 20"),
+        ({"modes": "sinks", "stride": 17}, "stride must be at most 10"),
+        ({"stride": 21}, "stride must be at most 10"),
         ({"modes": "sinks", "num_sinks": 20}, "num_sinks must lie between 0 and"),
         ({"match_budget": True}, "give one as --load_from_ckpt"),
         ({"replicas": "b"}, "give one as --load_from_ckpt"),

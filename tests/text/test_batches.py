@@ -96,7 +96,13 @@ def test_padding_is_never_scored() -> None:
 def test_a_batch_says_which_segments_its_rows_rest_on() -> None:
     ids = torch.arange(25)
     samples = [Sample(ids, ids, ((9, 12),)), Sample(ids[:8], ids[:8])]
-    assert pad(samples, 10).supporting.tolist() == [[True, True, False], [False, False, False]]
+    labels = ids.clone()
+    labels[:20] = -100
+    answer = Sample(ids, labels, ((9, 12),))  # its first token is predicted by segment 1, the others by segment 2
+    batch = pad([answer, *samples], 10)
+    assert batch.supporting.nonzero().tolist()[:4] == [[0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1]]
+    assert batch.supporting[1].sum() == 6
+    assert not batch.supporting[2].any()
     assert pad(samples[1:], 10).supporting is None
     assert pad(samples).supporting is None
 

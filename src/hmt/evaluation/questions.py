@@ -131,7 +131,8 @@ class _Reader:
             "likeliest": likeliest,
             "answer_nats": nats,
             "answer_tokens": tokens,
-            "context_tokens": self._context[2],
+            "cut_off": len(written) == self._options.max_new_tokens,
+            "context_tokens": self._context[2] if question.context else 0,
             "length": question.length,
             "depth": question.depth,
         }
@@ -157,6 +158,8 @@ class _Reader:
         return nats[0], len(ids[0]), min(choices, key=lambda text: each[text]) if choices else None
 
     def _remember(self, question: Question) -> MemoryState | None:
+        if not question.context:
+            return None
         if question.context != self._context[0]:
             ids = self._ids(question.name, question.context)
             state = self.model.remember(ids[None].to(self.model.device))
@@ -172,7 +175,7 @@ class _Reader:
 
 
 def _summary(predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the questions, with intervals over them."""
+    """Means over the questions, with intervals over the documents that they are about."""
     figures: dict[str, Any] = {"questions": len({one["name"] for one in predictions})}
     series = list(dict.fromkeys(one["checkpoint"] for one in predictions))
     tokens = [one["context_tokens"] for one in predictions]
@@ -180,20 +183,21 @@ def _summary(predictions: list[dict[str, Any]]) -> dict[str, Any]:
     for name in SCORES:
         values = [one for one in predictions if one[name] is not None]
         figures[name] = sum(one[name] for one in values) / len(values) if values else None
-        figures[f"{name}_low"], figures[f"{name}_high"] = ratio_interval(_by_question(values, name))
+        figures[f"{name}_low"], figures[f"{name}_high"] = ratio_interval(_by_source(values, name))
         if len(series) > 1 and values:
             each = [[one[name] for one in values if one["checkpoint"] == checkpoint] for checkpoint in series]
             means = [sum(part) / len(part) for part in each]
             figures[f"{name}_spread"] = max(means) - min(means)
+    figures["cut_off"] = sum(one["cut_off"] for one in predictions) / len(predictions)
     nats, count = (sum(one[key] for one in predictions) for key in ("answer_nats", "answer_tokens"))
     figures |= {"answer_loss": nats / count, "answer_ppl": math.exp(min(nats / count, 700.0))}
     return figures
 
 
-def _by_question(predictions: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """Sum and count of a score for each question, over all checkpoints."""
+def _by_source(predictions: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Sum and count of a score for each document that is asked about, over all questions and checkpoints."""
     found: dict[str, tuple[float, float]] = {}
     for one in predictions:
-        total, count = found.get(one["name"], (0.0, 0.0))
-        found[one["name"]] = (total + one[name], count + 1)
+        total, count = found.get(one["source"], (0.0, 0.0))
+        found[one["source"]] = (total + one[name], count + 1)
     return list(found.values())

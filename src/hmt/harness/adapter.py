@@ -21,8 +21,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.config import MEMORY_FIELDS, memory_fields
-from hmt.harness.continuations import answers
 from hmt.model.configuration import HMTConfig
+from hmt.model.continuations import answers
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ModelOptions

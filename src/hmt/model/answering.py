@@ -1,18 +1,17 @@
 """Ask about a text that was remembered: write an answer, or weigh answers that are given.
 
-Shape legend: B rows, T tokens.
+Shape legend: T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
+from hmt.model import continuations
 from hmt.model.hmt import HMTForCausalLM
-from hmt.text.batches import IGNORED
 
 
 def write_answer(model: HMTForCausalLM, state: MemoryState | None, prompt: Tensor, max_new_tokens: int) -> Tensor:
@@ -34,33 +33,20 @@ def write_answer(model: HMTForCausalLM, state: MemoryState | None, prompt: Tenso
     return ids[0, len(prompt) :]
 
 
-@torch.no_grad()
 def answer_nats(
     model: HMTForCausalLM, state: MemoryState | None, prompt: Tensor, answers: Sequence[Tensor]
 ) -> list[float]:
-    """Nats of each of several answers to a prompt, side by side.
+    """Nats of each of several answers to a prompt, with which `generate` would write them.
 
     Args:
         model: Reads.
         state: Memory of what was read before, of one row; it stays as it is.
         prompt: (T,) int64, at least one token.
-        answers: (tokens,) int64 each.
+        answers: (tokens,) int64 each, at least one.
     """
-    longest = max(len(answer) for answer in answers)
-    ids = torch.zeros(len(answers), len(prompt) + longest, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for row, answer in enumerate(answers):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.cat([prompt, answer])
-        labels[row, len(prompt) : end] = answer
-        mask[row, :end] = True
-    memory = None if state is None else state.map(lambda tensor: tensor.repeat_interleave(len(answers), dim=0))
-    output = model(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        labels=labels.to(model.device),
-        memory=memory,
-        return_logits=False,
-    )
-    return output.nll.sum(dim=1).tolist()
+    asked = prompt.tolist()
+    if state is not None:
+        asked = state.pending_ids[0][state.pending_valid[0]].tolist() + asked
+        state = state.without_unfinished()
+    costs = continuations.answers(model, [(asked, answer.tolist()) for answer in answers], len(answers), state)
+    return [-cost.loglikelihood for cost in sorted(costs, key=lambda cost: cost.number)]

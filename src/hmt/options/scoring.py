@@ -109,8 +109,11 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
         room = self.segment_length - (self.num_sinks if "sinks" in self.rows else 0)
         if self.num_sinks < 0 or room < 1:
             raise ValueError(f"num_sinks must lie between 0 and segment_length ({self.segment_length}) - 1")
-        if self.window_stride > room:
-            raise ValueError(f"stride must be at most {room}, the window without its sinks, got {self.stride}")
+        most = min(room, max(self.segment_length // 2, 1))
+        if self.window_stride > most:
+            raise ValueError(
+                f"stride must be at most {most}: every target of a window has half of it in front, got {self.stride}"
+            )
 
     @property
     def rows(self) -> list[str]:

@@ -51,6 +51,11 @@ class Sample:
         }
         return tuple(sorted(segments))
 
+    def scored_segments(self, fresh_tokens: int) -> Tensor:
+        """Numbers of the segments whose reading predicts a scored token, ascending, (segments,) int64."""
+        places = (self.labels[1:] != IGNORED).nonzero().flatten()  # of the tokens before the scored ones
+        return (places // fresh_tokens).unique()
+
 
 class Readable(Protocol):
     """What samples can be made of: a document, or a question with its answer."""
@@ -198,7 +203,7 @@ def pad(samples: Sequence[Sample], fresh_tokens: int | None = None) -> Batch:
 
     Args:
         samples: One a row.
-        fresh_tokens: Tokens of a segment, to tell which segments a row rests on.
+        fresh_tokens: Tokens of a segment, to tell which segments those that predict scored tokens rest on.
     """
     lengths = torch.tensor([len(sample) for sample in samples])
     input_ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in samples], batch_first=True)
@@ -207,9 +212,11 @@ def pad(samples: Sequence[Sample], fresh_tokens: int | None = None) -> Batch:
     )
     supporting = None
     if fresh_tokens is not None and any(sample.supporting for sample in samples):
-        supporting = torch.zeros(len(samples), -(-input_ids.shape[1] // fresh_tokens), dtype=torch.bool)
+        segments = -(-input_ids.shape[1] // fresh_tokens)
+        supporting = torch.zeros(len(samples), segments, segments, dtype=torch.bool)
         for row, sample in enumerate(samples):
-            supporting[row, list(sample.supporting_segments(fresh_tokens))] = True
+            asking, resting = sample.scored_segments(fresh_tokens), sample.supporting_segments(fresh_tokens)
+            supporting[row, asking[:, None], torch.tensor(resting, dtype=torch.long)] = True
     return Batch(input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None], labels, supporting)
 
 

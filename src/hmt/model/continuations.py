@@ -68,7 +68,10 @@ class Row:
 
 
 def answers(
-    model: HMTForCausalLM, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+    model: HMTForCausalLM,
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch_size: int,
+    memory: MemoryState | None = None,
 ) -> Iterator[Answer]:
     """Score continuations, the longest first.
 
@@ -79,6 +82,7 @@ def answers(
         model: In evaluation mode.
         requests: Context and continuation of each, as token ids, none empty.
         batch_size: Rows read side by side at most.
+        memory: Of what was read before every context, one row and nothing unfinished; nothing where None.
 
     Yields:
         One answer for each request.
@@ -89,7 +93,7 @@ def answers(
         context.endings[tuple(continuation[:-1])].append((continuation[-1], number))
     length = model.config.fresh_tokens
     for group in _groups(list(contexts.values()), batch_size, length):
-        state = _remembered(model, group, length)
+        state = _remembered(model, group, length, memory)
         rows = [Row(place, context, inner) for place, context in enumerate(group) for inner in context.endings]
         rows.sort(key=lambda row: -len(row.inner))
         for start in range(0, len(rows), batch_size):
@@ -121,12 +125,16 @@ def _whole(context: Context, length: int) -> int:
     return (len(context.ids) - 1) // length * length
 
 
-def _remembered(model: HMTForCausalLM, group: list[Context], length: int) -> MemoryState:
+def _remembered(model: HMTForCausalLM, group: list[Context], length: int, memory: MemoryState | None) -> MemoryState:
     """The memory of the whole segments of each context, a row each."""
+    if memory is None:
+        state = model.initial_state(len(group))
+    else:
+        state = memory.map(lambda tensor: tensor.repeat_interleave(len(group), dim=0))
     if not _whole(group[0], length):
-        return model.initial_state(len(group))
+        return state
     batch = pad([_sample(context.ids[: _whole(context, length)]) for context in group])
-    return model.remember(batch.input_ids.to(model.device), attention_mask=batch.attention_mask.to(model.device))
+    return model.remember(batch.input_ids.to(model.device), state, batch.attention_mask.to(model.device))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hmt.harness.continuations import Answer, answers
+from hmt.model.continuations import Answer, answers
 from hmt.model.generation import GenerateOutput
 from hmt.model.hmt import HMTForCausalLM
 from tests.conftest import make_model, random_ids
