@@ -74,7 +74,11 @@ def make_model(family: str = "llama", seed: int = 0, **fields: Any) -> HMTForCau
     """A tiny model with a memory: window 20, 4 sensory tokens, 14 fresh tokens, a summary of 7."""
     fields = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "mem_recall_context": 5} | fields
     backbone = make_backbone(family, seed)
-    return HMTForCausalLM.from_backbone(backbone, **fields).eval()
+    model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
+    if model.memory.memory_map is not None:  # the identity would hide where it is left out
+        with torch.no_grad():
+            model.memory.memory_map.weight.add_(0.2 * torch.randn_like(model.memory.memory_map.weight))
+    return model
 
 
 def random_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hmt.cli import run
-from hmt.published import LATER, PublishedOptions
-from tests.conftest import byte_tokenizer, make_backbone
+from hmt.published import PublishedOptions
+from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
 TRAIN = (
     "--task_name wikitext --task_config wikitext-103-raw-v1 --batch_size 1 --segment_length 128 --bptt_depth 2 "
@@ -145,13 +146,65 @@ def test_every_published_flag_is_there_and_described() -> None:
         assert f"`{name}`" in table, name
 
 
-@pytest.mark.parametrize("name", LATER)
-def test_what_is_not_there_yet_is_refused_in_one_line(name: str, hub: Path, capsys: Any) -> None:
-    value = {"segment_alignment": ["right"], "generate": ["x.txt"]}.get(name, [])
-    assert published(TRAIN, f"--{name}", *value) == 2
-    complaint = capsys.readouterr().err
-    assert f"{name}: this part of the published program is not there yet" in complaint
-    assert complaint.count("\n") == 1
+def test_segments_begin_with_the_text_and_another_alignment_is_refused_in_one_line(hub: Path, capsys: Any) -> None:
+    for alignment in ("right", "center", "up"):
+        assert published(TRAIN, "--segment_alignment", alignment) == 2
+        complaint = capsys.readouterr().err
+        assert f"segment_alignment must be left{' (of left, right, center)' * (alignment == 'up')}, got" in complaint
+        assert complaint.count("\n") == 1
+    PublishedOptions(segment_alignment="left").check()
+
+
+def test_the_other_parts_run_together(hub: Path, capsys: Any) -> None:
+    """Two speeds, the autoencoder, the histogram, times and generated text; then the map alone, from the checkpoint."""
+    short = TRAIN.replace("--training_step 2000 --eval_step 200", "--training_step 3 --eval_step 3")
+    parts = ("--dynamic", "--inject_autoencoder", "--plot_hist", "--timing", "--generate", "Then")
+    figures = hub / "figures.json"
+    line = f"{short} --test_step 2 --test_length 700"
+    assert published(line, *parts, "--save_ckpt", "ckpt", "--json", figures) == 0
+    said = capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    counts = found["test"]["recall_distances"]
+    assert 0 < sum(counts.values()) <= 2 * 700 // 94
+    record = hub / "ckpt.run"
+    assert (record / "recall_distances.png").read_bytes().startswith(b"\x89PNG")
+    expected = ["distance,count", *[f"{distance},{count}" for distance, count in counts.items()]]
+    assert (record / "recall_distances.csv").read_text().splitlines() == expected
+    written = [json.loads(line) for line in (record / "generated.jsonl").read_text().splitlines()]
+    assert [one["sample"] for one in written] == [0, 1]
+    assert all(one["prompt"] == "Then" and one["read_tokens"] == 700 for one in written)
+    for part in ("summary", "recall", "read", "head", "backward"):
+        assert found["timing"][f"{part}_seconds"] > 0, part
+    assert "backward_seconds" not in found["test"]["timing"]
+    assert found["test"]["timing"]["read_seconds"] > 0
+    assert "time of a batch of test samples: summary" in said
+    for one in (found, found["test"]):
+        assert 0 < one["autoencoder_error"] < 1
+    map_only = ("--train_memory_map", "--load_from_ckpt", "ckpt", "--save_ckpt", "mapped", "--json", figures)
+    assert published(line, *map_only) == 0
+    assert json.loads(figures.read_text())["trainable_parameters"] == 32 * 32
+    assert published(line, "--load_from_ckpt", "mapped", "--inference_only", "--plot_hist") == 0
+    assert (hub / "mapped.run" / "recall_distances.csv").is_file()
+
+
+def test_generated_text_reads_no_answer(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmt.options import TrainOptions
+    from hmt.text.batches import IGNORED, Sample
+    from hmt.training.launch import make_accelerator
+    from hmt.training.testing import examine
+
+    model = make_model()
+    ids = random_ids(1, 40)[0]
+    labels = ids.clone()
+    labels[:30] = IGNORED
+    read = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda given, **more: read.append(given) or generate(given, **more))
+    options = TrainOptions(generate="", test_step=1, save_ckpt=hub / "ckpt")
+    accelerator = make_accelerator(options, model.device)
+    examine(accelerator, model, [Sample(ids, labels), Sample(ids, ids)], options, byte_tokenizer())
+    assert torch.equal(read[0][0], ids[:30])
+    assert torch.equal(read[1][0], ids)
 
 
 def test_booleans_can_be_switched_off(hub: Path) -> None:

@@ -34,6 +34,8 @@ class MemoryConfig:
     """Which segment they are from: recalled most, most similar to the summary, or with most of the query's tokens."""
     memory_injection: Literal["published", "gated"] = "gated"
     """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
+    dynamic_reading: bool = False
+    """Read on faster after recalling one of the last two segments: K/2 sensory tokens, K/2 more fresh ones (hmt)."""
     mem_recall_context: int = 300
     """Capacity N of the memory bank, in memory embeddings."""
     mem_recall_hidden_dim: int = 1024
@@ -46,6 +48,12 @@ class MemoryConfig:
     """Heads of the policy attention, 16 wide each."""
     memory_gain: float = 0.2
     """Starting share of the recalled embedding in a gated prompt, relative to the size of a token embedding."""
+    inject_autoencoder: bool = False
+    """Drop the lowest and the highest cosine coefficients of what enters each MLP of the backbone."""
+    autoencoder_low: float = 0.25
+    """Share of the coefficients that is dropped at the lower end."""
+    autoencoder_high: float = 0.25
+    """Share of the coefficients that is dropped at the upper end."""
     summary_batch_tokens: int = 2048
     """Positions summarised in one call of the backbone: memory against speed, never a change of the result."""
 
@@ -80,9 +88,24 @@ class MemoryConfig:
         return self.segment_length - 2 * self.prompt_tokens - self.max_sensory - self.recalled_tokens
 
     @property
+    def speed_tokens(self) -> int:
+        """What a segment that is read fast has more of fresh tokens and less of sensory ones, K // 2 (else 0)."""
+        return self.num_sensory // 2 if self.dynamic_reading and self.recalls else 0
+
+    @property
+    def longest_segment(self) -> int:
+        """Fresh tokens of the longest segment: those of one that is read fast, where there are any."""
+        return self.fresh_tokens + self.speed_tokens
+
+    @property
     def summary_tokens(self) -> int:
         """Fresh tokens that a whole segment's query reads, J; 0 in modes without a query."""
         return round(self.fresh_tokens * self.sum_fraction) if self.queries else 0
+
+    @property
+    def longest_summary(self) -> int:
+        """Fresh tokens that the query of the longest segment reads."""
+        return round(self.longest_segment * self.sum_fraction) if self.queries else 0
 
     @property
     def segment_slots(self) -> int:
@@ -97,7 +120,7 @@ class MemoryConfig:
     @property
     def tail_tokens(self) -> int:
         """Tokens before a segment that it may need: sensory tokens, and those a query reads."""
-        return max(self.max_sensory, self.summary_tokens)
+        return max(self.max_sensory, self.longest_summary)
 
     @property
     def near_segments(self) -> int:
@@ -119,6 +142,11 @@ class MemoryConfig:
             memory_injection=("published", "gated"),
             recall_selection=("attention", "similarity", "lexical"),
         )
+        if min(self.autoencoder_low, self.autoencoder_high) < 0 or self.autoencoder_low + self.autoencoder_high >= 1:
+            raise ValueError(
+                "autoencoder_low and autoencoder_high must be at least 0 and leave something between them, got "
+                f"{self.autoencoder_low} and {self.autoencoder_high}"
+            )
         if not 0 < self.sum_fraction <= 1:
             raise ValueError(f"sum_fraction must lie in (0, 1], got {self.sum_fraction}")
         reserved = 2 * self.prompt_tokens + self.max_sensory + self.recalled_tokens
@@ -129,6 +157,10 @@ class MemoryConfig:
             )
         if self.recalls:
             _at_least(self, mem_recall_hidden_dim=1)
+            if self.dynamic_reading and not self.speed_tokens:
+                raise ValueError(
+                    f"dynamic_reading halves num_sensory, which must be at least 2, got {self.num_sensory}"
+                )
         elif self.recalled_tokens and self.recall_selection != "lexical":
             raise ValueError(
                 f"recall_selection {self.recall_selection} compares memory embeddings, which mode backbone has none "

@@ -18,11 +18,8 @@ from hmt.options.base import check_positive
 
 logger = logging.getLogger(__name__)
 
-LATER = {
-    "segment_alignment": None, "plot_hist": False, "dynamic": False, "train_memory_map": False,
-    "inject_autoencoder": False, "generate": None, "timing": False,
-}  # fmt: skip
-"""Flags whose part of the published program is not there yet, and the values that do not ask for it."""
+ALIGNMENTS = ("left", "right", "center")
+"""Where a text's segments begin, as the programs of this family name it."""
 
 
 @dataclass(kw_only=True)
@@ -76,7 +73,7 @@ class PublishedOptions:
     baseline_only: bool = False
     """Train and test the backbone alone."""
     segment_alignment: str | None = None
-    """Alignment of segments; not there yet."""
+    """left, which is what is done; right and center need the end of a text, which reading on does not know."""
     hmt_stage_1: bool = False
     """Stage 1: the last memory embedding instead of recall."""
     hmt_stage_2: bool = False
@@ -94,15 +91,15 @@ class PublishedOptions:
     interleave_len: int = 100
     """Tokens of each in turn."""
     plot_hist: bool = False
-    """Draw the histogram of recall distances; not there yet."""
+    """Draw how far back the test samples recall, as SAVE_CKPT.run/recall_distances.png and .csv."""
     fuse_size: int = 2
     """Question-answering items whose contexts are put together (pubmed_qa)."""
     timing: bool = False
-    """Time the parts of a step; not there yet."""
+    """Time the parts of a step: summary, recall, read, head, backward."""
     inference_only: bool = False
     """Score the test split, do not train."""
     dynamic: bool = False
-    """Dynamic reading speed; not there yet."""
+    """Dynamic reading speed: half the sensory tokens, and longer segments, after a near segment was recalled."""
     dilate_dataset: bool = False
     """Put filler between every dilate_len tokens of a document."""
     dilate_len: int = 888
@@ -110,11 +107,11 @@ class PublishedOptions:
     dilate_str: str = "$"
     """The filler."""
     train_memory_map: bool = False
-    """Train the map between reading speeds; not there yet."""
+    """Train nothing but the map between the two reading speeds, with --dynamic."""
     inject_autoencoder: bool = False
-    """Put an autoencoder before each MLP; not there yet."""
+    """Drop the lowest and the highest quarter of the cosine coefficients before each MLP."""
     generate: str | None = None
-    """Generate instead of scoring; not there yet: see hmt generate."""
+    """Write on after each test sample and this prompt (text or file, may be ""): SAVE_CKPT.run/generated.jsonl."""
     streaming: bool = False
     """Read a hub's data set row by row instead of fetching it first."""
     shuffle: bool = False
@@ -147,8 +144,12 @@ class PublishedOptions:
             ValueError: Naming the flag.
         """
         check_positive(self, "batch_size", "training_step", "test_length", "learning_rate", "bptt_depth")
-        if wanted := [name for name, neutral in LATER.items() if getattr(self, name) != neutral]:
-            raise ValueError(f"{', '.join(wanted)}: this part of the published program is not there yet")
+        if self.segment_alignment not in (None, "left"):
+            known = "" if self.segment_alignment in ALIGNMENTS else f" (of {', '.join(ALIGNMENTS)})"
+            raise ValueError(
+                f"segment_alignment must be left{known}, got {self.segment_alignment}: segments begin with the text, "
+                "so that reading can go on from any point; any other alignment needs to know where the text will end"
+            )
         if self.rmt_only and self.baseline_only:
             raise ValueError("rmt_only and baseline_only exclude each other")
 
@@ -165,12 +166,13 @@ class PublishedOptions:
             "task_subset": self.task_config or self.task_subset,
             "stage_1_step": 0,
             "memory_learning_rate": self.learning_rate,
-            "train_backbone": not self.use_lora,
+            "dynamic_reading": self.dynamic or self.train_memory_map,
+            "use_lora": self.use_lora and not self.train_memory_map,
+            "train_backbone": not (self.use_lora or self.train_memory_map),
             "mixed_precision": "fp16" if self.fp16 else "auto",
             "report_to": "wandb" if self.wandb_project and self.save_ckpt and _has_wandb() else "",
         }
-        if self.save_ckpt is not None:
-            settings["save_ckpt"] = self.save_ckpt
+        settings["save_ckpt"] = self.save_ckpt or Path(self.load_from_ckpt or "hmt")  # of the record
         options = TrainOptions(**settings)
         options.loss_tokens = options.fresh_tokens  # the last segment, as published
         options.check()

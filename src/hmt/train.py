@@ -23,7 +23,8 @@ from hmt.text.tasks import load_documents, load_questions, settings_of
 from hmt.training import progress
 from hmt.training.launch import is_cut_up
 from hmt.training.loop import Training
-from hmt.training.scoring import held_out, score
+from hmt.training.scoring import held_out
+from hmt.training.testing import examine
 from hmt.training.watch import flat
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         f"{f'checkpoint in {options.save_ckpt}' if keep else 'nothing was kept'}"
     )
     if options.test_step:
-        figures["test"], line = _test(training, samples)
+        figures["test"], line = _test(training, samples, tokenizer)
         closing += f"\n{line}"
         training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
     training.accelerator.end_training()
@@ -77,7 +78,7 @@ def test(options: TrainOptions) -> tuple[dict[str, Any], str]:
     model, tokenizer = load(options, memory_seed=options.seed)
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     training = Training(model, options, tokenizer, keep=False)
-    return _test(training, _test_samples(training, texts))
+    return _test(training, _test_samples(training, texts), tokenizer)
 
 
 class _Texts:
@@ -143,11 +144,11 @@ def _test_samples(training: Training, texts: _Texts) -> list[Sample]:
     return held_out(texts.split("test"), length, options.test_step or DEFAULT_TEST_SAMPLES)
 
 
-def _test(training: Training, samples: list[Sample]) -> tuple[dict[str, Any], str]:
+def _test(training: Training, samples: list[Sample], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str]:
     """Score samples of the test split, read as the last stage reads."""
     options = training.options
     reader: HMTForCausalLM = training.stages[-1].reader(training.model)
-    found = score(training.accelerator, reader, samples, options.batch_size, options.loss_tokens)
+    found, lines = examine(training.accelerator, reader, samples, options, tokenizer)
     longest = max(len(sample) for sample in samples)
     targets = f"{found['targets']:,.0f} targets of {len(samples)} samples of up to {longest:,} tokens"
-    return found, f"test: loss {found['loss']:.4f}, perplexity {found['ppl']:.2f} over {targets}"
+    return found, "\n".join([f"test: loss {found['loss']:.4f}, perplexity {found['ppl']:.2f} over {targets}", *lines])

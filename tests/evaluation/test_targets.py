@@ -74,6 +74,26 @@ def test_the_native_row_is_the_backbone_on_the_whole_context(tokenizer: PreTrain
     assert row["segment_length"] == 512
 
 
+def test_two_speeds_and_the_autoencoder_say_what_they_do(tokenizer: PreTrainedTokenizerFast) -> None:
+    chosen = options(modes="sliding,hmt,hmt_dynamic", inject_autoencoder=True)
+    figures = evaluate_rows(make_model(inject_autoencoder=True), tokenizer, texts(90, 100), chosen)
+    rows = by_row(figures)
+    assert rows["hmt_dynamic", 80]["second_half_tokens"] == 0  # segments differ in length
+    assert rows["hmt_dynamic", 80]["tokens"] == rows["hmt", 80]["tokens"]
+    assert rows["hmt_dynamic", 80]["ppl"] != rows["hmt", 80]["ppl"]
+    assert 0 < rows["hmt", 80]["autoencoder_error"] < 1
+    assert "autoencoder_error" not in rows["sliding", 80]
+
+
+def test_what_two_speeds_recalled_is_the_text_of_their_own_segments(tokenizer: PreTrainedTokenizerFast) -> None:
+    chosen = options(modes="hmt", dynamic_reading=True, num_sensory=8, lengths="100")
+    document = texts(100)[0]
+    figures = evaluate_rows(make_model(dynamic_reading=True, num_sensory=8), tokenizer, [document], chosen)
+    assert len(figures["recall"]) < 10  # ten segments of ten tokens, if none was read fast
+    read = "".join("".join(entry["text"].split()) for entry in figures["recall"])
+    assert read == "".join(str(tokenizer.decode(document.ids)).split())
+
+
 def test_rmt_with_sensory_tokens_is_short_term_and_is_listed_once() -> None:
     assert options(modes="rmt_sensory,short_term,rmt").rows == ["short_term", "rmt"]
 

@@ -30,7 +30,7 @@ def lexical(bank: Bank, query: list[int], count: int, read: int | None = None) -
     candidates = candidate_slots(bank, segments_read - 1)
     ids = torch.tensor([query])
     overlap = Overlap.of(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool))
-    return choose_episode(bank, candidates, overlap, overlap.segments, count)
+    return choose_episode(bank, candidates, overlap, overlap.segments, count, bank.tokens.shape[2])
 
 
 BANK = bank_of([1, 2, 3, 4, 5, 6], [1, 7, 8, 9, 2, 3], [1, 10, 11, 12, 13, 14])
@@ -160,6 +160,6 @@ def test_a_full_bank_is_searched_in_milliseconds() -> None:
         start = time.process_time()
         candidates = candidate_slots(bank, torch.tensor([300]))
         overlap = Overlap.of(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool))
-        choose_episode(bank, candidates, overlap, overlap.segments, 64)
+        choose_episode(bank, candidates, overlap, overlap.segments, 64, bank.tokens.shape[2])
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05

@@ -48,7 +48,7 @@ def test_a_full_bank_of_a_common_model_takes_less_than_a_megabyte(fields: dict, 
         tokens = torch.randint(49152, (1, config.fresh_tokens))
         bank = bank.append(torch.randn(1, 1, width), torch.tensor([True]), torch.tensor([number]), tokens)
     state = MemoryState.initial(
-        1, bank_width=width, fresh_tokens=config.fresh_tokens, tail_tokens=config.tail_tokens,
+        1, bank_width=width, longest_segment=config.longest_segment, tail_tokens=config.tail_tokens,
         model=ModelIdentity("m", 576, ""), device=torch.device("cpu"), dtype=torch.float32,
     )  # fmt: skip
     replace(state, bank=bank).save(tmp_path / "memory")

@@ -16,6 +16,7 @@ FIELDS: list[dict[str, Any]] = [
     {"mode": "backbone"},
     {"mode": "backbone", "num_recalled_tokens": 4, "recall_query": "previous"},
     {"num_recalled_tokens": 4, "recall_query": "previous", "recall_selection": "similarity"},
+    {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 8},
 ]
 READING_AHEAD: list[dict[str, Any]] = [
     {},
@@ -23,6 +24,7 @@ READING_AHEAD: list[dict[str, Any]] = [
     {"mode": "backbone", "num_recalled_tokens": 4},
     {"num_recalled_tokens": 4},
     {"num_recalled_tokens": 4, "recall_selection": "attention"},
+    {"dynamic_reading": True, "num_sensory": 8},
 ]
 FEW = 20
 """Different tokens of a text whose segments are to have some in common."""

@@ -19,6 +19,8 @@ SETTINGS = [
     {"recall_query": "prefix", "num_memory_tokens": 2, "num_sensory": 2},
     {"recall_query": "prefix", "sum_fraction": 0.05},
     {"recall_query": "prefix", "sum_fraction": 1.0},
+    {"dynamic_reading": True, "num_sensory": 8},
+    {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 5},
 ]
 
 Requests = list[tuple[list[int], list[int]]]
@@ -92,7 +94,7 @@ def test_requests_side_by_side_are_answered_as_one_by_one(fields: dict[str, obje
         assert [answer.loglikelihood for answer in in_order(model, asked, size)] == pytest.approx(alone, abs=1e-4)
 
 
-def test_whole_segments_of_a_context_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_is_remembered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     read = {"remember": 0, "step": 0}
     for name in read:
@@ -105,8 +107,9 @@ def test_whole_segments_of_a_context_are_read_once(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(HMTForCausalLM, name, count)
     context = ids(14 * 5 + 3, seed=1)
     in_order(model, [(context, [token]) for token in range(4)] + [(context, [5, token]) for token in range(4)])
-    assert read["remember"] == 14 * 5
-    assert read["step"] == 14 * 5 + 2 * 4  # two rows of the rest: for the answers of one token, and for those of two
+    assert read["remember"] == 14 * 5 + 2
+    # Two rows go on from it with the context's last token: for the answers of one token, and for those of two.
+    assert read["step"] == read["remember"] + 2 * 2
 
 
 def test_one_unlikely_token_is_enough_not_to_be_greedy() -> None:

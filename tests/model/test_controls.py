@@ -39,7 +39,16 @@ def test_uniform_recall_leaves_empty_slots_out() -> None:
     assert torch.allclose(weights[1], torch.full_like(weights[1], 0.5))
 
 
-@pytest.mark.parametrize("fields", [{}, {"recall_query": "previous"}, {"num_memory_tokens": 2}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"recall_query": "previous"},
+        {"num_memory_tokens": 2},
+        {"recall_query": "previous", "dynamic_reading": True},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("context", [3 * FRESH, 2 * FRESH + 5, 6])
 def test_equal_texts_may_exchange_their_banks(fields: dict[str, Any], context: int) -> None:
     model = make_model(**({"segment_length": 22} if "num_memory_tokens" in fields else {}), **fields)

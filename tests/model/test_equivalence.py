@@ -36,6 +36,11 @@ VARIANTS: list[dict[str, Any]] = [
     {"mode": "backbone", "num_recalled_tokens": 10, "recall_query": "previous"},
     {"mode": "backbone", "num_recalled_tokens": 4, "memory_policy": "usage", "mem_recall_context": 3,
      "retention_protected": 1, "num_sensory": 0},
+    {"inject_autoencoder": True},
+    {"dynamic_reading": True},
+    {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 5, "segment_length": 21},
+    {"dynamic_reading": True, "num_memory_tokens": 2, "mem_recall_context": 6, "memory_injection": "published"},
+    {"dynamic_reading": True, "num_recalled_tokens": 4, "recall_selection": "attention", "sum_fraction": 0.3},
 ]  # fmt: skip
 
 
@@ -44,6 +49,7 @@ def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-
     assert torch.equal(got.tokens_read, expected.tokens_read)
     assert torch.equal(got.segments_read, expected.segments_read)
     assert torch.equal(got.pending_counts, expected.pending_counts)
+    assert torch.equal(got.fast, expected.fast)
     for name in ("tail", "pending"):
         for row in range(got.batch_size):
             left, right = (getattr(s, f"{name}_ids")[row][getattr(s, f"{name}_valid")[row]] for s in (got, expected))
@@ -60,11 +66,13 @@ def assert_same_state(got: MemoryState, expected: MemoryState, atol: float = 1e-
 
 
 def stepwise(model: HMTForCausalLM, ids: Tensor) -> tuple[Tensor, MemoryState]:
-    """Logits and state from calling `step` by hand, a segment at a time."""
-    logits, state = [], None
-    for segment in ids.split(model.config.fresh_tokens, dim=1):
-        output, state = model.step(segment, state)
+    """Logits and state of one row from calling `step` by hand, a segment at a time."""
+    logits, state = [], model.initial_state()
+    while ids.shape[1]:
+        length = int(model.segment_tokens(state))
+        output, state = model.step(ids[:, :length], state)
         logits.append(output.logits)
+        ids = ids[:, length:]
     return torch.cat(logits, dim=1), state
 
 
@@ -74,9 +82,10 @@ def test_one_call_equals_step_by_step(fields: dict[str, Any]) -> None:
     model = make_model(**fields)
     ids = random_ids(2, 100)
     output = model(ids)
-    logits, state = stepwise(model, ids)
-    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
-    assert_same_state(output.memory, state)
+    for row in range(2):
+        logits, state = stepwise(model, ids[row : row + 1])
+        torch.testing.assert_close(output.logits[row], logits[0], atol=1e-5, rtol=0)
+        assert_same_state(output.memory.map(lambda t, i=row: t[i : i + 1]), state)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,10 +94,11 @@ def test_every_family_reads_in_segments_as_in_one_call(family: str) -> None:
     model = make_model(family)
     ids = random_ids(2, 50)
     output = model(ids, labels=ids)
-    logits, state = stepwise(model, ids)
     assert output.loss.isfinite()
-    torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
-    assert_same_state(output.memory, state, atol=1e-4)
+    for row in range(2):
+        logits, state = stepwise(model, ids[row : row + 1])
+        torch.testing.assert_close(output.logits[row], logits[0], atol=1e-4, rtol=0)
+        assert_same_state(output.memory.map(lambda t, i=row: t[i : i + 1]), state, atol=1e-4)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)

@@ -21,12 +21,12 @@ def test_greedy_text_is_the_repeated_argmax_of_forward(fields: dict[str, Any]) -
     model = make_model(**fields)
     ids = random_ids(1, 25)
     got = model.generate(ids, max_new_tokens=30, eos_token_id=None)
-    length, query = model.config.fresh_tokens, model.config.summary_tokens
     ahead = model.config.queries and model.config.recall_query == "prefix"
     compared = 0
     for end in range(25, 55):
         # While a "prefix" query waits for its tokens, the prompt is that of a "previous" one.
-        waiting = ahead and 0 < end % length < query
+        state = model.remember(got[:, :end])
+        waiting = ahead and 0 < int(state.pending_counts) < int(model.query_tokens(state))
         if not waiting:
             assert model(got[:, :end]).logits[0, -1].argmax() == got[0, end], end
             compared += 1

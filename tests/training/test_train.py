@@ -72,6 +72,28 @@ def test_policies_and_recalled_tokens_train_in_both_stages(fields: dict[str, Any
         assert not torch.equal(value, policy[name]), name
 
 
+def test_the_map_between_reading_speeds_can_be_trained_alone() -> None:
+    model = make_model(dynamic_reading=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = TrainOptions(**SMALL, dynamic_reading=True, train_memory_map=True, training_step=5, bptt_depth=5)
+    figures = fit(model, documents(), options)
+    assert figures["trainable_parameters"] == 32 * 32
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"memory.memory_map.weight"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"train_memory_map": True}, "give --dynamic_reading"),
+        ({"train_memory_map": True, "dynamic_reading": True, "use_lora": True}, "trains nothing else"),
+    ],
+)
+def test_training_the_map_alone_needs_two_speeds_and_nothing_else(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**flags).check()
+
+
 def test_one_batch_can_be_learnt_by_heart() -> None:
     model = make_model()
     text = [TokenDocument("a", random_ids(1, 56)[0])]

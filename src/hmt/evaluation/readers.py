@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hmt.model.autoencoder import Autoencoder
 from hmt.model.backbone import max_positions
 from hmt.model.baselines import WindowedBackbone
 from hmt.model.controls import score_with_other_banks, with_uniform_recall
@@ -32,8 +33,9 @@ class Reader:
             each batch.
         length: Context length, targets among it -> tokens that a sample has.
         read_tokens: Likewise -> tokens of it that are read at all.
-        segment_tokens: Fresh tokens of a segment; None where there are no segments.
+        segment_tokens: Fresh tokens of a segment; None where there are no segments, 0 where they differ.
         settings: What the row's entries in the figures say of it.
+        autoencoder: What acts before the backbone's MLPs in this row.
     """
 
     read: Callable[[Batches, Sequence[int], bool], Iterator[HMTOutput]]
@@ -41,6 +43,7 @@ class Reader:
     read_tokens: Callable[[int, int], int]
     segment_tokens: int | None
     settings: dict[str, Any]
+    autoencoder: Autoencoder | None = None
 
 
 def make_reader(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
@@ -71,8 +74,9 @@ def _segments(model: HMTForCausalLM, row: str) -> Reader:
         read=read_shuffled if row == "hmt_shuffled" else read,
         length=length,
         read_tokens=length,
-        segment_tokens=variant.config.fresh_tokens,
+        segment_tokens=0 if variant.config.speed_tokens else variant.config.fresh_tokens,
         settings={"segment_length": variant.config.segment_length, "num_sensory": variant.config.max_sensory},
+        autoencoder=variant.autoencoder,
     )
 
 

@@ -122,6 +122,8 @@ class TargetScores:
         sample_tokens = reader.length(length, targets)
         groups = [self.spans[start : start + size] for start in range(0, len(self.spans), size)]
         perplexity = Perplexity()
+        if reader.autoencoder is not None:
+            reader.autoencoder.reset()
         keeps_recall = row == "hmt" and length == self.lengths[-1] and len(self._series) == 1
         with Meter(model.device) as meter:
             batches = [self._batch(group, sample_tokens, model.device) for group in groups]
@@ -134,10 +136,13 @@ class TargetScores:
                 owners = [span.document for span in group]
                 perplexity.add(nll, scored, causal, reader.segment_tokens, self._text_bytes(group), owners)
                 if output.recall is not None:
-                    self._keep_recall(group, ids, output.recall, reader.segment_tokens)
+                    self._keep_recall(group, ids, output.recall)
                 bar.update(len(group) * length)
         read = reader.read_tokens(length, targets)
-        return Measured(perplexity, reader.settings, read, len(self.spans) * read, meter.seconds, meter.peak_bytes)
+        lost = {} if reader.autoencoder is None else {"autoencoder_error": reader.autoencoder.error}
+        return Measured(
+            perplexity, reader.settings | lost, read, len(self.spans) * read, meter.seconds, meter.peak_bytes
+        )
 
     @property
     def _owners(self) -> list[int]:
@@ -155,14 +160,13 @@ class TargetScores:
         targets = [self.documents[span.document].ids[span.start : span.end].tolist() for span in group]
         return sum(len(text.encode()) for text in self.tokenizer.batch_decode(targets))
 
-    def _keep_recall(self, group: list[Span], ids: Tensor, trace: RecallTrace, segment_tokens: int | None) -> None:
-        assert segment_tokens is not None
+    def _keep_recall(self, group: list[Span], ids: Tensor, trace: RecallTrace) -> None:
         for row, span in enumerate(group):
             document = self.documents[span.document]
-            self.recall.add(document.name, ids[row].cpu(), trace, row, segment_tokens)
+            self.recall.add(document.name, ids[row].cpu(), trace, row)
             if document.origins is not None:
                 origins = document.origins[span.end - ids.shape[1] : span.end]
-                self.topics.add(trace, origins, segment_tokens, row)
+                self.topics.add(trace, origins, row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: a row for each way of reading and length, over all series."""

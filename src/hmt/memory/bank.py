@@ -1,6 +1,7 @@
 """The memory bank: what past segments left behind. Which of it leaves a full bank is said in retention.py.
 
-Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size, L fresh tokens per segment.
+Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size, L fresh tokens of the longest
+segment.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from hmt.memory.rows import packing_order, take
 USAGE_DECAY = 0.99
 """What is left of a slot's usage after one more recall."""
 
+NO_TOKEN = -1
+"""Stands in `tokens` after the end of a segment that is shorter than the longest."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bank:
@@ -27,7 +31,8 @@ class Bank:
         valid: (B, N) bool, True where a slot is filled.
         segments: (B, N) int64, the number of the segment that left the embedding.
         usage: (B, N) float32, decayed sum of the recall weights the slot received.
-        tokens: (B, N, L) int32, the fresh tokens of that segment, so that what is recalled can be read.
+        tokens: (B, N, L) int32, the fresh tokens of that segment, so that what is recalled can be read; NO_TOKEN
+            after its end.
         merged: (B, N) int32, how many segments the embedding stands for; above 1 where segments were merged.
     """
 
@@ -39,14 +44,14 @@ class Bank:
     merged: Tensor
 
     @classmethod
-    def empty(cls, batch_size: int, width: int, fresh_tokens: int, device: torch.device, dtype: torch.dtype) -> Bank:
-        """A bank of no slots for `batch_size` rows of embeddings of size `width`, of segments of `fresh_tokens`."""
+    def empty(cls, batch_size: int, width: int, longest_segment: int, device: torch.device, dtype: torch.dtype) -> Bank:
+        """A bank of no slots for `batch_size` rows of embeddings of size `width`, of segments of `longest_segment`."""
         return cls(
             embeddings=torch.zeros(batch_size, 0, width, device=device, dtype=dtype),
             valid=torch.zeros(batch_size, 0, device=device, dtype=torch.bool),
             segments=torch.zeros(batch_size, 0, device=device, dtype=torch.long),
             usage=torch.zeros(batch_size, 0, device=device, dtype=torch.float32),
-            tokens=torch.zeros(batch_size, 0, fresh_tokens, device=device, dtype=torch.int32),
+            tokens=torch.zeros(batch_size, 0, longest_segment, device=device, dtype=torch.int32),
             merged=torch.zeros(batch_size, 0, device=device, dtype=torch.int32),
         )
 
@@ -77,10 +82,10 @@ class Bank:
             embeddings: Memory embeddings of this segment, (B, R, D).
             rows: Rows that finished a segment, (B,) bool; the others stay as they are.
             segments: The segment's number in each row, (B,).
-            tokens: Its fresh tokens, (B, at most L); fewer only where no row finished a segment.
+            tokens: Its fresh tokens, (B, at most L), NO_TOKEN after the end of a row's segment.
         """
         new = rows[:, None].expand(-1, embeddings.shape[1])
-        tokens = F.pad(tokens, (0, self.tokens.shape[2] - tokens.shape[1])).to(self.tokens.dtype)
+        tokens = F.pad(tokens, (0, self.tokens.shape[2] - tokens.shape[1]), value=NO_TOKEN).to(self.tokens.dtype)
         grown = Bank(
             embeddings=torch.cat([self.embeddings, embeddings.to(self.embeddings.dtype)], dim=1),
             valid=torch.cat([self.valid, new], dim=1),

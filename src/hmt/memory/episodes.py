@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmt.memory.bank import Bank
+from hmt.memory.bank import NO_TOKEN, Bank
 from hmt.memory.rows import take
 
-NO_TOKEN = torch.iinfo(torch.int32).max
+NOT_ASKED = torch.iinfo(torch.int32).max
 """Stands for the query's missing tokens; no vocabulary is that large."""
 
 RARITY_STEPS = 1024
@@ -69,7 +69,7 @@ class Overlap:
             mask: (B, J) bool.
         """
         rows, slots, length = bank.tokens.shape
-        query = ids.masked_fill(~mask, NO_TOKEN).to(bank.tokens.dtype).sort(dim=1).values
+        query = ids.masked_fill(~mask, NOT_ASKED).to(bank.tokens.dtype).sort(dim=1).values
         stored = bank.tokens.flatten(1)
         # Equal tokens of the query all find the first of them, so the others stay without a segment.
         place = torch.searchsorted(query, stored).clamp(max=query.shape[1] - 1)
@@ -98,7 +98,9 @@ def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
     return first & (bank.segments < before[:, None])
 
 
-def choose_episode(bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tensor, num_tokens: int) -> Episode:
+def choose_episode(
+    bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tensor, num_tokens: int, shortest: int
+) -> Episode:
     """The segments worth most, and of each the run of tokens that has most of the query.
 
     Args:
@@ -108,9 +110,9 @@ def choose_episode(bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tens
         worth: What each slot is worth, (B, N) float32.
         num_tokens: Tokens E to read again. Where a segment has fewer, they come from as many segments as are needed, in
             equal parts.
+        shortest: Tokens of the shortest segment.
     """
-    length = bank.tokens.shape[2]
-    count = -(-num_tokens // length)
+    count = -(-num_tokens // shortest)
     each = num_tokens // count
     slots = bank.valid.shape[1]
     worth = F.pad(worth.masked_fill(~candidates, -torch.inf), (0, max(count - slots, 0)), value=-torch.inf)
@@ -123,9 +125,12 @@ def choose_episode(bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tens
     hits = take(overlap.tokens, places)  # (B, m, L)
     runs = F.pad(hits.cumsum(dim=2), (1, 0))
     sums = runs[..., each:] - runs[..., :-each]
+    whole = take(bank.tokens, places)[..., each - 1 :] != NO_TOKEN  # a run does not reach beyond its segment
+    sums = sums.masked_fill(~whole, -1.0)
     # At a tie the last run: what followed the query's tokens then says more about what follows them now.
     starts = sums.shape[2] - 1 - sums.flip(2).argmax(dim=2)
-    tokens = take(bank.tokens, places).long().gather(2, starts[..., None] + torch.arange(each, device=starts.device))
+    runs_of = starts[..., None] + torch.arange(each, device=starts.device)
+    tokens = take(bank.tokens, places).long().gather(2, runs_of).clamp(min=0)
     segments = bank.segments.gather(1, places).masked_fill(~found, -1)
     number = bank.segments.gather(1, strongest.clamp(max=slots - 1)[:, None])[:, 0]
     return Episode(

@@ -122,6 +122,34 @@ class GatedInjection(nn.Module):
         return prompt, self.trailing.expand(rows, -1, -1)
 
 
+class MemoryMap(nn.Module):
+    """Carries memory embeddings between the two reading speeds: a learned linear map and its inverse.
+
+    The bank holds the embeddings of both speeds in the space of the normal one: what is recalled for a segment that is
+    read fast goes through the map, what such a segment leaves behind through its inverse.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width))
+
+    def initialise(self) -> None:
+        """Start as the identity."""
+        init.eye_(self.weight)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Memory embeddings (B, R, D) of the normal speed, as those of the fast one."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return (embeddings.float() @ self.weight.float().T).to(embeddings.dtype)
+
+    def inverse(self, embeddings: Tensor) -> Tensor:
+        """Memory embeddings (B, R, D) of the fast speed, as those of the normal one."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            flat = embeddings.float().flatten(0, 1)
+            solved = torch.linalg.solve(self.weight.float().T, flat, left=False)
+        return solved.view_as(embeddings).to(embeddings.dtype)
+
+
 class Memory(nn.Module):
     """Every learned part of the memory: prompts, and with recall the summary prompt, the projections and the policy.
 
@@ -142,6 +170,7 @@ class Memory(nn.Module):
         if config.recalls:
             self.summary_prompt = nn.Parameter(torch.zeros(config.prompt_tokens, width))
             self.recall = Recall(width, config.mem_recall_hidden_dim)
+        self.memory_map = MemoryMap(width) if config.speed_tokens else None
 
     def initialise(self, neutral: Tensor, scale: Tensor) -> None:
         """Fit a new memory to its backbone.
@@ -157,4 +186,6 @@ class Memory(nn.Module):
         if self.recall is not None:
             init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
             init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)
+        if self.memory_map is not None:
+            self.memory_map.initialise()
         self.retention.initialise()

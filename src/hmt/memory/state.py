@@ -3,7 +3,7 @@
 Shape legend: B rows, N bank slots, D embedding size, L fresh tokens per segment, S tail tokens, P tokens of the
 unfinished segment.
 
-File format (version 3): one safetensors file. Its tensors are those of the state under the names below; its metadata
+File format (version 4): one safetensors file. Its tensors are those of the state under the names below; its metadata
 holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A tensor is
 little-endian and unpadded as safetensors defines; token ids are narrowed to uint16 where they fit. Nothing in the file
 is executed when it is read.
@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmt.atomic import atomic_file
-from hmt.memory.bank import Bank
+from hmt.memory.bank import NO_TOKEN, Bank
 
 FORMAT = "hmt.memory"
-VERSION = 3
+VERSION = 4
 
-READABLE = ("2", "3")
-"""Versions that can be read. Version 2 has no `bank.merged`: nothing was merged."""
+READABLE = ("2", "3", "4")
+"""Versions that can be read. Version 2 has no `bank.merged`: nothing was merged; 3 has no `fast`: nothing was."""
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
@@ -72,6 +72,7 @@ class MemoryState:
         tail_valid: (B, S) bool, False where there was none yet.
         pending_ids: (B, P) int64, tokens of the unfinished segment, each row from the left.
         pending_valid: (B, P) bool.
+        fast: (B,) bool, rows whose segment at hand is read fast (dynamic reading speed).
         segments_read: (B,) int64, segments completed.
         tokens_read: (B,) int64, all tokens, those of the unfinished segment included.
         model: Identity of the model that wrote it.
@@ -82,6 +83,7 @@ class MemoryState:
     tail_valid: Tensor
     pending_ids: Tensor
     pending_valid: Tensor
+    fast: Tensor
     segments_read: Tensor
     tokens_read: Tensor
     model: ModelIdentity
@@ -92,7 +94,7 @@ class MemoryState:
         batch_size: int,
         *,
         bank_width: int,
-        fresh_tokens: int,
+        longest_segment: int,
         tail_tokens: int,
         model: ModelIdentity,
         device: torch.device,
@@ -104,11 +106,12 @@ class MemoryState:
             return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
 
         return cls(
-            bank=Bank.empty(batch_size, bank_width, fresh_tokens, device, dtype),
+            bank=Bank.empty(batch_size, bank_width, longest_segment, device, dtype),
             tail_ids=zeros(tail_tokens),
             tail_valid=zeros(tail_tokens, dtype=torch.bool),
             pending_ids=zeros(0),
             pending_valid=zeros(0, dtype=torch.bool),
+            fast=zeros(dtype=torch.bool),
             segments_read=zeros(),
             tokens_read=zeros(),
             model=model,
@@ -158,9 +161,12 @@ class MemoryState:
         return self.map(lambda tensor: tensor.to(device))
 
     def segment_tokens(self, number: int, row: int = 0) -> Tensor | None:
-        """Token ids (L,) int64 of a segment of a row, or None where the bank does not keep that segment (any more)."""
+        """Token ids (l,) int64 of a segment of a row, or None where the bank does not keep that segment (any more)."""
         slots = (self.bank.valid[row] & (self.bank.segments[row] == number)).nonzero()
-        return self.bank.tokens[row, slots[0, 0]].long() if len(slots) else None
+        if not len(slots):
+            return None
+        tokens = self.bank.tokens[row, slots[0, 0]].long()
+        return tokens[tokens != NO_TOKEN]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, whole or not at all.
@@ -170,7 +176,7 @@ class MemoryState:
         """
         path = Path(path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
-        if not (tensors["bank.tokens"] >= NARROW).any():
+        if ((tensors["bank.tokens"] >= 0) & (tensors["bank.tokens"] < NARROW)).all():
             tensors["bank.tokens"] = tensors["bank.tokens"].to(torch.uint16)
         metadata = {"format": FORMAT, "version": str(VERSION), "model": json.dumps(asdict(self.model))}
         try:
@@ -206,6 +212,7 @@ class MemoryState:
         try:
             bank["tokens"] = bank["tokens"].to(torch.int32)
             bank.setdefault("merged", torch.ones_like(bank["segments"], dtype=torch.int32))
+            tensors.setdefault("fast", torch.zeros_like(tensors["tokens_read"], dtype=torch.bool))
             model = ModelIdentity(**json.loads(metadata["model"]))
             return cls(bank=Bank(**bank), model=model, **tensors)
         except (KeyError, TypeError, ValueError) as error:

@@ -71,7 +71,8 @@ class Perplexity:
             scored: Targets that count, (B, T - 1) bool.
             causal: Targets that the memory prompt cannot have seen, (B, T - 1) bool.
             segment_tokens: Fresh tokens of a segment, the first of which begins at a row's first token; None where
-                every target has at least half a window before it.
+                every target has at least half a window before it, 0 where segments differ in length: then neither the
+                second half nor the last segment is counted.
             text_bytes: UTF-8 bytes of the batch's scored text.
             documents: The document of each row.
         """
@@ -120,7 +121,9 @@ class Perplexity:
 
 
 def second_half(targets: int, segment_tokens: int | None) -> Tensor:
-    """Which of a row's targets (T - 1,) stand in the second half of a segment; all where there are no segments."""
+    """Which of a row's targets (T - 1,) stand in the second half of a segment; all where there are none, none at 0."""
     if segment_tokens is None:
         return torch.ones(targets, dtype=torch.bool)
+    if not segment_tokens:
+        return torch.zeros(targets, dtype=torch.bool)
     return 2 * (torch.arange(1, targets + 1) % segment_tokens) >= segment_tokens

@@ -5,7 +5,9 @@ Shape legend: B rows, R memory embeddings per segment, N bank slots, T tokens, S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,18 +18,18 @@ from hmt.text.augment import FILLER
 PARTS = ("own", "filler", "other")
 
 
-def segment_shares(origins: Tensor, fresh_tokens: int) -> tuple[Tensor, Tensor]:
+def segment_shares(origins: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What the segments of one text consist of.
 
     Args:
         origins: (T,) int64, index of the document that a token is from, -1 for filler.
-        fresh_tokens: Tokens of a segment; the last may have fewer.
+        lengths: Tokens of each segment.
 
     Returns:
         Share of each origin in each segment, (S, origins) float64, and the origins, ascending.
     """
     names, places = origins.unique(return_inverse=True)
-    parts = places.split(fresh_tokens)
+    parts = places.split(list(lengths))
     counts = torch.stack([torch.bincount(part, minlength=len(names)) for part in parts]).double()
     return counts / counts.sum(dim=1, keepdim=True), names
 
@@ -49,16 +51,16 @@ class TopicRecall:
     chance: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     segments: int = 0
 
-    def add(self, trace: RecallTrace, origins: Tensor, fresh_tokens: int, row: int = 0) -> None:
+    def add(self, trace: RecallTrace, origins: Tensor, row: int = 0) -> None:
         """Count what one row of a call recalled.
 
         Args:
             trace: What was recalled, in a call that began with an empty memory.
             origins: Of the tokens of the row, (T,) int64.
-            fresh_tokens: Tokens of a segment.
             row: Number of the row.
         """
-        shares, names = segment_shares(origins.cpu(), fresh_tokens)
+        bounds = trace.bounds(len(origins), row)
+        shares, names = segment_shares(origins.cpu(), [end - start for start, end in pairwise(bounds)])
         first = len(trace.by_segment) - len(trace.weights)  # the first segments have no bank to ask
         for number, (weights, segments) in enumerate(zip(trace.weights, trace.segments, strict=True), start=first):
             if number >= len(shares):

@@ -44,9 +44,6 @@ def answer_nats(
         prompt: (T,) int64, at least one token.
         answers: (tokens,) int64 each, at least one.
     """
-    asked = prompt.tolist()
-    if state is not None:
-        asked = state.pending_ids[0][state.pending_valid[0]].tolist() + asked
-        state = state.without_unfinished()
-    costs = continuations.answers(model, [(asked, answer.tolist()) for answer in answers], len(answers), state)
+    requests = [(prompt.tolist(), answer.tolist()) for answer in answers]
+    costs = continuations.answers(model, requests, len(answers), state)
     return [-cost.loglikelihood for cost in sorted(costs, key=lambda cost: cost.number)]

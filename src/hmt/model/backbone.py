@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from hmt.model.autoencoder import Autoencoder
 
 
 def embedding_size(config: PreTrainedConfig) -> int:
@@ -30,22 +34,27 @@ def embed(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return backbone.get_input_embeddings()(input_ids)
 
 
-def body(backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False) -> Tensor:
+def body(
+    backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False, autoencoder: Autoencoder | None = None
+) -> Tensor:
     """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers.
 
     Args:
         backbone: Gives the body.
         embeddings: Window, (B, M, D).
         recompute: Keep nothing but the window for the backward pass, and run the body again there.
+        autoencoder: Acts before the MLPs.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(body, backbone, embeddings, use_reentrant=False)
-    return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return checkpoint(body, backbone, embeddings, autoencoder=autoencoder, use_reentrant=False)
+    with autoencoder.before_mlps(backbone) if autoencoder else nullcontext():
+        return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 
 def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits (..., V) of hidden states (..., D), with the scaling that some families apply to them."""
-    logits = backbone.get_output_embeddings()(hidden)
+    with record_function("hmt.head"):
+        logits = backbone.get_output_embeddings()(hidden)
     config = backbone.config.get_text_config(decoder=True)
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale
@@ -116,11 +125,13 @@ class CachedWindow:
         backbone: Gives the body.
         mask: (B, positions) bool, real positions; rows that are shorter are padded on the left.
         cache: Whatever cache the backbone made for itself.
+        autoencoder: Acts before the MLPs.
     """
 
     backbone: PreTrainedModel
     mask: Tensor
     cache: Any = None
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         self._accepted = inspect.signature(type(self.backbone.base_model).forward).parameters
@@ -130,13 +141,15 @@ class CachedWindow:
         self._ragged = not bool(self.mask.all())
 
     @classmethod
-    def open(cls, backbone: PreTrainedModel, embeddings: Tensor, mask: Tensor) -> tuple[CachedWindow, Tensor]:
+    def open(
+        cls, backbone: PreTrainedModel, embeddings: Tensor, mask: Tensor, autoencoder: Autoencoder | None = None
+    ) -> tuple[CachedWindow, Tensor]:
         """Read a window (B, M, D) whose rows are padded on the left.
 
         Returns:
             The window, and the last hidden states (B, M, D).
         """
-        window = cls(backbone, mask)
+        window = cls(backbone, mask, autoencoder=autoencoder)
         return window, window._read(embeddings)
 
     def append(self, embeddings: Tensor) -> Tensor:
@@ -157,6 +170,7 @@ class CachedWindow:
             inputs["attention_mask"] = (self.mask if attends_to_cache else self.mask[:, -count:]).long()
             if "position_ids" in self._accepted:
                 inputs["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
-        output = self.backbone.base_model(inputs_embeds=embeddings, use_cache=True, **inputs)
+        with self.autoencoder.before_mlps(self.backbone) if self.autoencoder else nullcontext():
+            output = self.backbone.base_model(inputs_embeds=embeddings, use_cache=True, **inputs)
         self.cache = getattr(output, self._cache_name)
         return output.last_hidden_state

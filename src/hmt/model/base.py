@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hmt.config import MEMORY_FIELDS
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
+from hmt.model.autoencoder import Autoencoder, mlps
 from hmt.model.backbone import check_window, embed, embedding_size
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
@@ -24,6 +25,8 @@ FREE_FIELDS = {
 }  # fmt: skip
 """Settings that may change between writing a memory and reading it."""
 
+AUTOENCODER_FIELDS = {"inject_autoencoder", "autoencoder_low", "autoencoder_high"}
+
 
 class MemoryModel(PreTrainedModel):
     """A causal LM and the learned parts of its memory.
@@ -31,6 +34,7 @@ class MemoryModel(PreTrainedModel):
     Attributes:
         backbone: The wrapped causal LM.
         memory: Prompts and recall projections.
+        autoencoder: Acts before the backbone's MLPs, or None.
         checkpoint_segments: While training, keep only each segment's window and run its body again in the backward
             pass.
     """
@@ -54,6 +58,9 @@ class MemoryModel(PreTrainedModel):
         check_window(backbone, config.segment_length)
         self.backbone: PreTrainedModel = backbone
         self.memory = Memory(config, embedding_size(backbone.config))
+        self.autoencoder = Autoencoder(config) if config.inject_autoencoder else None
+        if self.autoencoder is not None:
+            mlps(backbone)  # complains where there are none
         self.post_init()
         if backbone.generation_config is not None:
             self.generation_config = copy.deepcopy(backbone.generation_config)
@@ -94,6 +101,8 @@ class MemoryModel(PreTrainedModel):
         for name in usable:
             owner, _, leaf = name.rpartition(".")
             setattr(variant.memory.get_submodule(owner), leaf, shared[name])
+        if all(getattr(config, name) == getattr(self.config, name) for name in AUTOENCODER_FIELDS):
+            variant.autoencoder = self.autoencoder  # one error, whichever of them reads
         variant.checkpoint_segments = self.checkpoint_segments
         return variant.train(self.training)
 
@@ -125,6 +134,10 @@ class MemoryModel(PreTrainedModel):
         shaping = [name for name in sorted(MEMORY_FIELDS) if name not in FREE_FIELDS]
         if not self.config.recalled_tokens:
             shaping.remove("num_recalled_tokens")  # memories are older than this field
+        if not self.config.dynamic_reading:
+            shaping.remove("dynamic_reading")  # and than this one
+        if not self.config.inject_autoencoder:
+            shaping = [name for name in shaping if name not in AUTOENCODER_FIELDS]
         settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in shaping)
         # The policy may change from call to call, so what it learnt is not a part of the identity.
         weights = (p for name, p in self.named_parameters() if not name.startswith("memory.retention."))
@@ -141,12 +154,21 @@ class MemoryModel(PreTrainedModel):
         return MemoryState.initial(
             batch_size,
             bank_width=weight.shape[1] if self.config.prompt_tokens else 0,
-            fresh_tokens=self.config.fresh_tokens,
+            longest_segment=self.config.longest_segment,
             tail_tokens=self.config.tail_tokens,
             model=self.identity(),
             device=weight.device,
             dtype=weight.dtype,
         )
+
+    def segment_tokens(self, state: MemoryState) -> Tensor:
+        """Fresh tokens of the segment at hand in each row, (B,) int64: more where it is read fast."""
+        return self.config.fresh_tokens + self.config.speed_tokens * state.fast.long()
+
+    def query_tokens(self, state: MemoryState) -> Tensor:
+        """Fresh tokens that the query of the segment at hand reads in each row, (B,) int64."""
+        more = self.config.longest_summary - self.config.summary_tokens
+        return self.config.summary_tokens + more * state.fast.long()
 
     def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
         """Where a call starts: a memory that was given, on this model's device, or the state before the first token.

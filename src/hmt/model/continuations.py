@@ -75,14 +75,15 @@ def answers(
 ) -> Iterator[Answer]:
     """Score continuations, the longest first.
 
-    The memory reads the whole segments of a context once; each continuation goes on from a copy of it. No prompt sees
-    what is scored: a log-likelihood is that with which `generate` would write the continuation.
+    The memory reads a context once, all but its last token, which predicts the first that is scored; each continuation
+    goes on from a copy of it. No prompt sees what is scored: a log-likelihood is that with which `generate` would write
+    the continuation.
 
     Args:
         model: In evaluation mode.
         requests: Context and continuation of each, as token ids, none empty.
         batch_size: Rows read side by side at most.
-        memory: Of what was read before every context, one row and nothing unfinished; nothing where None.
+        memory: Of what was read before every context, one row; nothing where None.
 
     Yields:
         One answer for each request.
@@ -91,21 +92,20 @@ def answers(
     for number, (ids, continuation) in enumerate(requests):
         context = contexts.setdefault(tuple(ids), Context(tuple(ids)))
         context.endings[tuple(continuation[:-1])].append((continuation[-1], number))
-    length = model.config.fresh_tokens
-    for group in _groups(list(contexts.values()), batch_size, length):
-        state = _remembered(model, group, length, memory)
+    for group in _groups(list(contexts.values()), batch_size):
+        state = _remembered(model, group, memory)
         rows = [Row(place, context, inner) for place, context in enumerate(group) for inner in context.endings]
         rows.sort(key=lambda row: -len(row.inner))
         for start in range(0, len(rows), batch_size):
-            yield from _score(model, rows[start : start + batch_size], state, length)
+            yield from _score(model, rows[start : start + batch_size], state)
 
 
-def _groups(contexts: list[Context], batch_size: int, length: int) -> Iterator[list[Context]]:
-    """Contexts to be read side by side, of about one length: all with whole segments to remember, or all without."""
+def _groups(contexts: list[Context], batch_size: int) -> Iterator[list[Context]]:
+    """Contexts to be read side by side, of about one length: all with something to remember, or all without."""
     group: list[Context] = []
     rows = 0
-    for context in sorted(contexts, key=lambda one: (-_whole(one, length), -one.longest)):
-        other = group and bool(_whole(group[0], length)) != bool(_whole(context, length))
+    for context in sorted(contexts, key=lambda one: (-len(one.ids), -one.longest)):
+        other = group and (len(group[0].ids) > 1) != (len(context.ids) > 1)
         if group and (other or rows + len(context.endings) > batch_size):
             yield group
             group, rows = [], 0
@@ -120,46 +120,38 @@ def _sample(ids: tuple[int, ...]) -> Sample:
     return Sample(tokens, tokens)
 
 
-def _whole(context: Context, length: int) -> int:
-    """Tokens of a context's whole segments; its last token is left, since it predicts the first that is scored."""
-    return (len(context.ids) - 1) // length * length
-
-
-def _remembered(model: HMTForCausalLM, group: list[Context], length: int, memory: MemoryState | None) -> MemoryState:
-    """The memory of the whole segments of each context, a row each."""
+def _remembered(model: HMTForCausalLM, group: list[Context], memory: MemoryState | None) -> MemoryState:
+    """The memory of each context without its last token, a row each."""
     if memory is None:
         state = model.initial_state(len(group))
     else:
         state = memory.map(lambda tensor: tensor.repeat_interleave(len(group), dim=0))
-    if not _whole(group[0], length):
+    if len(group[0].ids) == 1:
         return state
-    batch = pad([_sample(context.ids[: _whole(context, length)]) for context in group])
+    batch = pad([_sample(context.ids[:-1]) for context in group])
     return model.remember(batch.input_ids.to(model.device), state, batch.attention_mask.to(model.device))
 
 
 @torch.no_grad()
-def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState, length: int) -> Iterator[Answer]:
+def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterator[Answer]:
     """Go on from the memory of each row's context."""
     device = model.device
-    rests = [row.context.ids[_whole(row.context, length) :] for row in rows]
-    batch = pad([_sample(rest + row.inner) for rest, row in zip(rests, rows, strict=True)])
+    batch = pad([_sample(row.context.ids[-1:] + row.inner) for row in rows])
     ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
     last = mask.sum(dim=1) - 1  # column of each row's last token
-    before = torch.tensor([len(rest) - 1 for rest in rests], device=device)  # column that predicts the first
     columns = torch.arange(ids.shape[1], device=device)
-    scored = (columns >= before[:, None]) & (columns < last[:, None])
+    scored = columns < last[:, None]
     targets = F.pad(ids[:, 1:], (0, 1)).masked_fill(~scored, IGNORED)
     places = torch.tensor([row.memory_row for row in rows], device=device)
     nats = torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.ones(len(rows), dtype=torch.bool)
     endings: dict[int, Tensor] = {}
-    for start, hidden in causal_states(model, ids, mask, state.map(lambda tensor: tensor[places])):
-        part = slice(start, start + hidden.shape[1])
-        cost, right = _cost(model, hidden, targets[:, part])
+    for part, hidden in causal_states(model, ids, mask, state.map(lambda tensor: tensor[places])):
+        cost, right = _cost(model, hidden, part.of(targets, IGNORED))
         nats += cost.sum(dim=1).double().cpu()
         greedy &= right.all(dim=1).cpu()
-        here = ((last >= part.start) & (last < part.stop)).nonzero().flatten()
-        ended = head(model.backbone, hidden[here, last[here] - start]).float().log_softmax(dim=-1)
+        here, ending = ((part.slots == last[:, None]) & part.mask).nonzero(as_tuple=True)
+        ended = head(model.backbone, hidden[here, ending]).float().log_softmax(dim=-1)
         endings |= dict(zip(here.tolist(), ended, strict=True))
     for number, row in enumerate(rows):
         likeliest = int(endings[number].argmax())

@@ -91,16 +91,18 @@ def score_with_other_banks(
 
 
 def _read_to_targets(model: HMTForCausalLM, ids: Tensor, labels: Tensor) -> tuple[HMTOutput, MemoryState]:
-    """Read whole segments up to the one in which the targets begin.
+    """Read whole segments up to the one in which the targets begin; with two reading speeds, up to the targets.
 
     Returns:
         The output up to and including that segment's first token, which is predicted from the segment before, and the
         state before that token.
     """
     first = int((labels >= 0).any(dim=0).nonzero()[0])
-    segments = first // model.config.fresh_tokens
-    column = segments * model.config.fresh_tokens
+    # At two speeds the rows' segments begin at columns of their own: the banks change hands within a segment.
+    column = first if model.config.speed_tokens else first // model.config.fresh_tokens * model.config.fresh_tokens
     output = model(ids[:, : column + 1], labels=labels[:, : column + 1], return_logits=False)
+    if model.config.speed_tokens:
+        return output, model.remember(ids[:, :column])
     return output, output.memory.without_unfinished()
 
 

@@ -158,7 +158,7 @@ class SegmentGenerator(SegmentReader):
 
     def _read_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, writer: SegmentWriter) -> Tensor:
         """Read whole segments by steps and open the unfinished one: hidden states (B, D) at the end."""
-        stream = Stream(input_ids, attention_mask, writer.state, self.config.fresh_tokens)
+        stream = Stream(input_ids, attention_mask, writer.state)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         last = self.embedding_table.new_zeros(len(input_ids), self.embedding_table.shape[1])
         for segment, output, state in self._steps(stream, writer.state, return_logits=False, remember_only=True):

@@ -69,16 +69,16 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
                 f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
             )
         state = self.start_state(memory, input_ids.shape[0])
-        unread = state.segments_read == 0
-        stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
+        stream = Stream(input_ids, attention_mask, state)
         targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)
         retrieval = RetrievalLoss(supporting, stream) if supporting is not None and self.config.recalls else None
-        logits, nlls, recalled = [], [], []
+        logits, nlls, recalled, causal = [], [], [], []
         for segment, output, after in self._steps(
             stream, state, return_logits=return_logits, truncate_every=truncate_every
         ):
             if retrieval is not None:
                 retrieval.add(segment, output, state)
+            causal.append(scoring.causal_tokens(segment, state, self.config, self.query_tokens(state)))
             state = after
             wanted = None if targets is None else segment.of(targets, scoring.IGNORED)
             if output.logits is not None:
@@ -89,7 +89,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
                 nlls.append(scoring.nll(self.backbone, output.hidden, wanted))
             if output_recall:
                 recalled.append(output)
-        result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, self.config, unread))
+        result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, causal))
         if return_logits:
             result.logits = stream.unpack(stream.join(logits))
         if targets is not None:

@@ -26,6 +26,7 @@ class Recollection:
             recall; or None without recall.
         recall_logits: What the weights are the softmax of, the lowest number at empty slots; or None.
         segments: Number of the segment behind each slot, (B, N) int64.
+        starts: (B,) int64, tokens of the text before this segment.
         distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
         episode: Tokens of earlier segments that were read again, or None.
     """
@@ -33,6 +34,7 @@ class Recollection:
     weights: Tensor | None
     recall_logits: Tensor | None
     segments: Tensor
+    starts: Tensor
     distances: Tensor
     episode: Episode | None = None
 
@@ -58,12 +60,14 @@ class RecallTrace:
         weights: Recall weights (B, R, N) of each segment that recalled, in order; N is the bank's width at that time.
         segments: Number of the segment behind each of those slots, (B, N) int64 each.
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
+        starts: Tokens of the text before each of these segments, (B,) int64 each.
         episodes: Tokens that were read again, of each segment that did, in order.
     """
 
     weights: tuple[Tensor, ...]
     segments: tuple[Tensor, ...]
     by_segment: tuple[Tensor, ...]
+    starts: tuple[Tensor, ...]
     episodes: tuple[Episode, ...] = ()
 
     @classmethod
@@ -73,6 +77,7 @@ class RecallTrace:
             weights=tuple(one.weights for one in recollections if one.weights is not None),
             segments=tuple(one.segments for one in recollections if one.weights is not None),
             by_segment=tuple(one.distances for one in recollections),
+            starts=tuple(one.starts for one in recollections),
             episodes=tuple(one.episode for one in recollections if one.episode is not None),
         )
 
@@ -95,6 +100,13 @@ class RecallTrace:
                 mass[number] += weight
         total = mass.total()
         return [(number, weight / total) for number, weight in mass.most_common(count) if weight > 0]
+
+    def bounds(self, tokens: int, row: int = 0) -> list[int]:
+        """Where the segments of a row's text of so many tokens begin, and where the last one ends.
+
+        For a call that began with an empty memory and was told of nothing else.
+        """
+        return sorted({min(int(one[row]), tokens) for one in self.starts} | {tokens})  # a row that ended waits
 
     def read_again(self, row: int = 0) -> list[tuple[int, Tensor]]:
         """What a row read again, in order: number of the segment, and the tokens (e,) int64 of it."""

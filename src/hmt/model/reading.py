@@ -6,75 +6,28 @@ segment, N bank slots, D embedding size, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
-from hmt.memory.bank import Bank
+from hmt.memory.bank import NO_TOKEN, Bank
 from hmt.memory.episodes import Episode, Overlap, candidate_slots, choose_episode
-from hmt.memory.rows import pack
+from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
 from hmt.model.base import MemoryModel
-from hmt.model.outputs import Recollection, StepOutput
+from hmt.model.outputs import StepOutput
+from hmt.model.segment import Fresh, Query, Recalled
 from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
 
-
-@dataclass(frozen=True)
-class Fresh:
-    """The fresh tokens of each row's segment so far.
-
-    Attributes:
-        ids: (B, at most L) int64, each row from the left.
-        mask: Likewise, bool.
-        new: (B,) int64, how many of them came with this call.
-        complete: (B,) bool, rows whose segment these tokens complete.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    new: Tensor
-    complete: Tensor
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a segment asks the bank with.
-
-    Attributes:
-        ids: Tokens, (B, at most J) int64.
-        mask: Likewise, bool.
-        summary: What the backbone makes of them, (B, R, D), where that is computed already.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    summary: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recalled(Recollection):
-    """What a segment gets to see of the past, and where it comes from.
-
-    Attributes:
-        leading: Prompt before the segment, (B, R, D).
-        trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
-    """
-
-    leading: Tensor
-    trailing: Tensor
-
-    def leading_prompt(self) -> tuple[Tensor, Tensor]:
-        """The leading prompt as a piece of the window."""
-        return self.leading, torch.ones(self.leading.shape[:2], dtype=torch.bool, device=self.leading.device)
-
-    def trailing_prompt(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The trailing prompt as a piece of the window of some rows (B,)."""
-        return self.trailing, rows[:, None].expand(self.trailing.shape[:2])
+NEAR_SEGMENTS = 3
+"""Recall distances below this are near, as published."""
 
 
 class SegmentReader(MemoryModel):
@@ -96,7 +49,8 @@ class SegmentReader(MemoryModel):
         leaves its memory embeddings in the bank; the others keep their tokens for the next call.
 
         Args:
-            segment_ids: New tokens, (B, l); together with the unfinished segment at most L per row.
+            segment_ids: New tokens, (B, l); together with the unfinished segment at most L per row, K // 2 more where
+                it is read fast (`segment_tokens`).
             state: What was read before; nothing where None.
             segment_mask: (B, l) bool, real tokens; all where None.
             query: What the segment asks the bank with; that of its tokens where None.
@@ -123,13 +77,15 @@ class SegmentReader(MemoryModel):
                 weights=None,
                 recall_logits=None,
                 segments=state.bank.segments,
+                starts=state.tokens_read - state.pending_counts,
                 distances=torch.zeros_like(fresh.new),
             )
             return nothing, self._after(state, fresh, state.bank)
         recalled = self._recall(state, fresh, query)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
-        *_, hidden, left_behind = window.split(self._body(window))
+        with record_function("hmt.read"):
+            *_, hidden, left_behind = window.split(self._body(window))
         logits = head(self.backbone, hidden) if return_logits else None
         output = StepOutput(
             hidden=hidden,
@@ -137,6 +93,7 @@ class SegmentReader(MemoryModel):
             weights=recalled.weights,
             recall_logits=recalled.recall_logits,
             segments=recalled.segments,
+            starts=recalled.starts,
             distances=recalled.distances,
             episode=recalled.episode,
         )
@@ -145,18 +102,20 @@ class SegmentReader(MemoryModel):
     def _add(self, state: MemoryState, segment_ids: Tensor, segment_mask: Tensor) -> Fresh:
         """The fresh tokens of the unfinished segment, with new ones added."""
         new = segment_mask.sum(dim=1)
-        counts = state.pending_counts + new
-        if (given := int(counts.max())) > self.config.fresh_tokens:
-            raise ValueError(f"a segment has {self.config.fresh_tokens} fresh tokens, step was given {given}")
+        counts, length = state.pending_counts + new, self.segment_tokens(state)
+        if (counts > length).any():
+            row = int((counts - length).argmax())
+            raise ValueError(f"a segment has {int(length[row])} fresh tokens, step was given {int(counts[row])}")
         ids, mask = pack(
             torch.cat([state.pending_ids, segment_ids], dim=1), torch.cat([state.pending_valid, segment_mask], dim=1)
         )
-        return Fresh(ids, mask, new, complete=(counts == self.config.fresh_tokens) & (new > 0))
+        return Fresh(ids, mask, new, complete=(counts == length) & (new > 0))
 
     def _recall(self, state: MemoryState, fresh: Fresh, query: Query | None = None) -> Recalled:
         """What the segment gets to see of the past, as prompts and as tokens."""
         bank, filled = state.bank, state.bank.filled
         mixed, logits, weights, distances = None, None, None, torch.zeros_like(fresh.new)
+        near = torch.zeros_like(filled)
         summary = None
         if self.config.queries and bank.valid.shape[1]:
             query = self._query(state, fresh) if query is None else query
@@ -165,10 +124,14 @@ class SegmentReader(MemoryModel):
             assert query is not None
             if summary is None:
                 summary = self.summarise(query.ids, query.mask)
-            mixed, logits = self.memory.recall(summary, bank, self.memory.retention.recall_bias(bank))
+            with record_function("hmt.recall"):
+                mixed, logits = self.memory.recall(summary, bank, self.memory.retention.recall_bias(bank))
             weights = logits.softmax(dim=-1) * filled[:, None, None]
             strongest = bank.segments.gather(1, weights.mean(dim=1).argmax(dim=1, keepdim=True))[:, 0]
             distances = torch.where(filled & (fresh.new > 0), state.segments_read - strongest, distances)
+            near = filled & (state.segments_read - strongest < NEAR_SEGMENTS)
+            if self.memory.memory_map is not None and state.fast.any():
+                mixed = torch.where(state.fast[:, None, None], self.memory.memory_map(mixed), mixed)
         elif self.memory.injection is not None and bank.valid.shape[1]:
             mixed = bank.last(self.config.prompt_tokens)
         if self.memory.injection is None:
@@ -183,11 +146,13 @@ class SegmentReader(MemoryModel):
                 found = (episode.strongest >= 0) & (fresh.new > 0)
                 distances = torch.where(found, state.segments_read - episode.strongest, distances)
         return Recalled(
+            near=near,
             leading=leading,
             trailing=trailing,
             weights=weights,
             recall_logits=logits,
             segments=bank.segments,
+            starts=state.tokens_read - state.pending_counts,
             distances=distances,
             episode=episode,
         )
@@ -205,7 +170,7 @@ class SegmentReader(MemoryModel):
             assert summary is not None
             asked = summary.float().mean(dim=1, keepdim=True)
             worth = bank.per_segment(F.cosine_similarity(asked, bank.embeddings.float(), dim=-1))
-        return choose_episode(bank, candidates, overlap, worth, self.config.recalled_tokens)
+        return choose_episode(bank, candidates, overlap, worth, self.config.recalled_tokens, self.config.fresh_tokens)
 
     def _pieces(
         self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
@@ -214,6 +179,9 @@ class SegmentReader(MemoryModel):
         sensory = slice(state.tail_ids.shape[1] - min(self.config.max_sensory, state.tail_ids.shape[1]), None)
         ids = [state.tail_ids[:, sensory], state.pending_ids, segment_ids]
         valid = [state.tail_valid[:, sensory], state.pending_valid, segment_mask]
+        if self.config.speed_tokens:
+            older = torch.arange(valid[0].shape[1], device=segment_ids.device) < self.config.speed_tokens
+            valid[0] = valid[0] & ~(state.fast[:, None] & older)
         if recalled.episode is not None:
             ids, valid = [recalled.episode.ids, *ids], [recalled.episode.valid, *valid]
         tokens = embed(self.backbone, torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
@@ -229,21 +197,27 @@ class SegmentReader(MemoryModel):
         if self.config.segment_slots:
             if not self.config.prompt_tokens:
                 left_behind = left_behind.new_zeros(len(left_behind), 1, 0)
-            bank = bank.append(left_behind, fresh.complete, state.segments_read, fresh.ids)
+            if self.memory.memory_map is not None and state.fast.any():
+                carried = self.memory.memory_map.inverse(left_behind)
+                left_behind = torch.where(state.fast[:, None, None], carried, left_behind)
+            tokens = fresh.ids.masked_fill(~fresh.mask, NO_TOKEN)
+            bank = bank.append(left_behind, fresh.complete, state.segments_read, tokens)
             if bank.valid.shape[1] > self.config.capacity:
                 bank = self.memory.retention.make_room(bank, self.config.capacity)
-        return self._after(state, fresh, bank)
+        after = self._after(state, fresh, bank)
+        if self.config.speed_tokens:
+            after = replace(after, fast=torch.where(fresh.complete, recalled.near, state.fast))
+        return after
 
     def _after(self, state: MemoryState, fresh: Fresh, bank: Bank) -> MemoryState:
         """The state with this bank after these fresh tokens; complete rows start a new segment."""
-        length, tail = self.config.fresh_tokens, state.tail_ids.shape[1]
+        tail = state.tail_ids.shape[1]
         tail_ids, tail_valid = state.tail_ids, state.tail_valid
         complete = fresh.complete[:, None]
-        if fresh.ids.shape[1] >= length and tail:
-            joined = torch.cat([tail_ids, fresh.ids[:, :length]], dim=1)[:, -tail:]
-            joined_valid = torch.cat([tail_valid, fresh.mask[:, :length]], dim=1)[:, -tail:]
-            tail_ids = torch.where(complete, joined, tail_ids)
-            tail_valid = torch.where(complete, joined_valid, tail_valid)
+        if fresh.ids.shape[1] >= self.config.fresh_tokens and tail:
+            newest = fresh.mask.sum(dim=1, keepdim=True) + torch.arange(tail, device=complete.device)
+            tail_ids = torch.where(complete, take(torch.cat([tail_ids, fresh.ids], dim=1), newest), tail_ids)
+            tail_valid = torch.where(complete, take(torch.cat([tail_valid, fresh.mask], dim=1), newest), tail_valid)
         unfinished = fresh.mask & ~complete
         width = int(unfinished.sum(dim=1).max())
         return replace(
@@ -269,23 +243,51 @@ class SegmentReader(MemoryModel):
         prompt = self.memory.summary_prompt.to(tokens.dtype).expand(ids.shape[0], -1, -1)
         always = torch.ones(prompt.shape[:2], dtype=torch.bool, device=ids.device)
         window = splice((prompt, always), (tokens, mask), (prompt, always))
-        return window.split(self._body(window))[-1]
+        with record_function("hmt.summary"):
+            return window.split(self._body(window))[-1]
 
     def _body(self, window: Window) -> Tensor:
-        return body(self.backbone, window.embeddings, recompute=self.checkpoint_segments and self.training)
+        recompute = self.checkpoint_segments and self.training
+        return body(self.backbone, window.embeddings, recompute, self.autoencoder)
 
     def _query(self, state: MemoryState, fresh: Fresh) -> Query:
         """The tokens that a segment's query reads."""
-        count = self.config.summary_tokens
-        if self.config.recall_query == "prefix":
-            return Query(fresh.ids[:, :count], fresh.mask[:, :count])
-        return Query(state.tail_ids[:, -count:], state.tail_valid[:, -count:])
+        if self.config.recall_query == "previous":
+            return self._query_before(state)
+        count = self.config.longest_summary
+        wanted = torch.arange(count, device=fresh.new.device) < self.query_tokens(state)[:, None]
+        width = min(count, fresh.ids.shape[1])
+        return Query(fresh.ids[:, :width], fresh.mask[:, :width] & wanted[:, :width])
+
+    def _query_before(self, state: MemoryState) -> Query:
+        """A query of the last tokens before the segment: what "previous" asks with."""
+        count = self.config.longest_summary
+        wanted = torch.arange(count - 1, -1, -1, device=state.fast.device) < self.query_tokens(state)[:, None]
+        return Query(state.tail_ids[:, -count:], state.tail_valid[:, -count:] & wanted)
+
+    def _causal_query(self, state: MemoryState, fresh: Fresh) -> Query | None:
+        """The query of each row: that of a whole segment once its tokens are there, before that the "previous" one.
+
+        So the prompt depends on earlier tokens alone, whatever part of them was the user's, was written in an earlier
+        call, or stands in another row. None where there is nothing to ask.
+        """
+        if not self.config.queries or not state.bank.valid.shape[1]:
+            return None
+        before = self._query_before(state)
+        if self.config.recall_query == "previous":
+            return before
+        own = self._query(state, fresh)
+        missing = before.ids.shape[1] - own.ids.shape[1]
+        ids, mask = (F.pad(part, (0, missing)) for part in (own.ids, own.mask))
+        ready = (mask.sum(dim=1) == self.query_tokens(state))[:, None]
+        return Query(torch.where(ready, ids, before.ids), torch.where(ready, mask, before.mask))
 
     def _queries(self, stream: Stream) -> Iterator[Query | None]:
         """The query of each segment of a call, those of several segments summarised in one call of the body.
 
         Queries depend on tokens alone, so they need not wait for the memory. The first one is left to the step, which
-        knows whether there is anything to recall yet.
+        knows whether there is anything to recall yet. Not for two reading speeds: where a segment begins is known only
+        when the one before it was read.
         """
         yield None
         length, count = self.config.fresh_tokens, self.config.summary_tokens
@@ -295,8 +297,9 @@ class SegmentReader(MemoryModel):
         recomputed = self.checkpoint_segments and self.training
         positions = self.config.segment_length * rows if recomputed else self.config.summary_batch_tokens
         at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
-        for start in range(1, stream.count, at_once):
-            numbers = range(start, min(start + at_once, stream.count))
+        segments = stream.count(length)
+        for start in range(1, segments, at_once):
+            numbers = range(start, min(start + at_once, segments))
             spans = [stream.span(number * length + shift, count) for number in numbers]
             summaries: Sequence[Tensor | None] = [None] * len(spans)
             if self.config.recalls:
@@ -314,8 +317,11 @@ class SegmentReader(MemoryModel):
         truncate_every: int | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
         """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
-        queries = self._queries(stream) if self.config.queries else None
-        for number, segment in enumerate(stream):
+        queries = self._queries(stream) if self.config.queries and not self.config.speed_tokens else None
+        for number in itertools.count():
+            segment = stream.cut(self.segment_tokens(state) - state.pending_counts)
+            if segment is None:
+                return
             if truncate_every and number and number % truncate_every == 0:
                 state = state.detach()
             output, state = self.step(
@@ -343,7 +349,7 @@ class SegmentReader(MemoryModel):
             The state after the last token. Reading in two calls, split anywhere, gives the state of reading in one.
         """
         state = self.start_state(state, input_ids.shape[0])
-        stream = Stream(input_ids, attention_mask, state, self.config.fresh_tokens)
+        stream = Stream(input_ids, attention_mask, state)
         for _, _, after in self._steps(stream, state, return_logits=False, remember_only=True):
             state = after
         return state

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hmt.config import MemoryConfig
+from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
-from hmt.model.stream import Stream
+from hmt.model.stream import Segment, Stream
 from hmt.text.batches import IGNORED
 
 CHUNK_POSITIONS = 1024
@@ -42,23 +43,28 @@ def per_target(stream: Stream, values: Tensor) -> Tensor:
     return stream.unpack(before)[:, 1:]
 
 
-def causal_targets(stream: Stream, config: MemoryConfig, unread: Tensor) -> Tensor:
-    """Which targets the memory cannot have seen, (B, T - 1) bool.
+def causal_tokens(segment: Segment, state: MemoryState, config: MemoryConfig, query_tokens: Tensor) -> Tensor:
+    """Which tokens of a segment the memory cannot have seen when it predicted them, (B, l) bool.
 
     With a "prefix" query what is recalled for a segment depends on that segment's first J tokens. The first of them is
     still predicted from the segment before, and a row's very first segment has nothing to recall.
 
     Args:
-        stream: The tokens of the call.
+        segment: The tokens.
+        state: What was read before them.
         config: The memory's settings.
-        unread: (B,) bool, rows that had completed no segment before this call.
+        query_tokens: Tokens J that the segment's query reads, (B,).
     """
-    causal = torch.ones_like(stream.real)
-    if config.queries and config.recall_query == "prefix":
-        first = unread[:, None] & (stream.number == 0)
-        causal = first | (stream.place == 0) | (stream.place >= config.summary_tokens)
-    is_target = stream.real & (stream.index > 0)
-    return (causal & is_target)[:, 1:]
+    if not config.queries or config.recall_query == "previous":
+        return segment.mask
+    place = state.pending_counts[:, None] + torch.arange(segment.ids.shape[1], device=segment.ids.device)
+    first = state.segments_read[:, None] == 0
+    return segment.mask & (first | (place == 0) | (place >= query_tokens[:, None]))
+
+
+def causal_targets(stream: Stream, parts: list[Tensor]) -> Tensor:
+    """What `causal_tokens` says of each part of a call, as targets of the call, (B, T - 1) bool."""
+    return (stream.unpack(stream.join(parts)) & (stream.index > 0))[:, 1:]
 
 
 def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:

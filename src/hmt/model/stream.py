@@ -1,11 +1,12 @@
 """The tokens of a call as aligned segments: each row is cut from its own first real token, whatever its padding.
 
-Shape legend: B rows, T columns of the call, L fresh tokens per segment, l columns of one segment.
+Segments are cut one after the other, since how long one is may depend on what the one before it recalled.
+
+Shape legend: B rows, T columns of the call, l columns of one segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,12 @@ class Stream:
         input_ids: (B, T) int64.
         attention_mask: (B, T), nonzero where a token is real; all are where it is None.
         state: What was read before.
-        fresh_tokens: Segment length L.
 
     Raises:
         ValueError: If the shapes do not fit, or a row holds no token at all.
     """
 
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState, fresh_tokens: int) -> None:
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"input_ids must be (batch, tokens) with at least one token, got {tuple(input_ids.shape)}")
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
@@ -60,35 +60,41 @@ class Stream:
         empty = ~self.real.any(dim=1) & (state.tokens_read == 0)
         if empty.any():
             raise ValueError(f"attention_mask leaves no token in row(s) {empty.nonzero().flatten().tolist()}")
-        self.fresh_tokens = fresh_tokens
         self.pending = state.pending_counts
         self.ids, self.mask = pack(input_ids.long(), self.real)
         self.lengths = self.mask.sum(dim=1)
-        self.count = (int((self.pending + self.lengths).max()) - 1) // fresh_tokens + 1
-        # (B, T): which packed token a column holds, and which segment and place in it that token has.
-        self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)
-        self.place = (self.index + self.pending[:, None]) % fresh_tokens
-        self.number = (self.index + self.pending[:, None]) // fresh_tokens
-        # The same text with the unfinished segment's tokens in front: segment n is [n * L, (n + 1) * L) of it.
+        self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)  # (B, T): which packed token a column holds
+        self._cuts: list[tuple[Tensor, Tensor]] = []
+        self._done = torch.zeros_like(self.lengths)
+        # The same text with the unfinished segment's tokens in front: where all segments have L tokens, segment n is
+        # [n * L, (n + 1) * L) of it.
         self.whole_ids, self.whole_mask = pack(
             torch.cat([state.pending_ids, self.ids], dim=1), torch.cat([state.pending_valid, self.mask], dim=1)
         )
 
-    def __iter__(self) -> Iterator[Segment]:
-        """The segments in order, each as wide as its longest row."""
-        for number in range(self.count):
-            start, end = self._bounds(number)
-            width = int((end - start).max())
-            slots = start[:, None] + torch.arange(width, device=start.device)
-            mask = slots < end[:, None]
-            slots = slots.clamp(max=self.ids.shape[1] - 1)
-            yield Segment(take(self.ids, slots), mask, slots)
+    def cut(self, room: Tensor) -> Segment | None:
+        """The next part of each row, as wide as the longest of them.
 
-    def _bounds(self, number: int) -> tuple[Tensor, Tensor]:
-        """First and one past the last packed token of a segment in each row, (B,) each; equal where it has none."""
-        start = (number * self.fresh_tokens - self.pending).clamp(min=0)
-        end = torch.minimum((number + 1) * self.fresh_tokens - self.pending, self.lengths)
-        return start, torch.maximum(start, end)
+        Args:
+            room: Tokens that the row's segment has room for, (B,) int64.
+
+        Returns:
+            The part, or None where every row is at its end.
+        """
+        start, end = self._done, torch.minimum(self._done + room, self.lengths)
+        width = int((end - start).max())
+        if not width:
+            return None
+        self._cuts.append((start, end))
+        self._done = end
+        slots = start[:, None] + torch.arange(width, device=start.device)
+        mask = slots < end[:, None]
+        slots = slots.clamp(max=self.ids.shape[1] - 1)
+        return Segment(take(self.ids, slots), mask, slots)
+
+    def count(self, fresh_tokens: int) -> int:
+        """Segments of `fresh_tokens` each that the longest row has, the unfinished one included."""
+        return (int((self.pending + self.lengths).max()) - 1) // fresh_tokens + 1
 
     def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Tokens [start, start + length) of the text with its pending tokens: ids and mask, (B, length)."""
@@ -102,14 +108,13 @@ class Stream:
         return pack(values.long(), self.real)[0].masked_fill(~self.mask, fill)
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """One tensor per segment, (B, l, ...) each, as values of the packed tokens, (B, T, ...)."""
+        """One tensor for each part that was cut, (B, l, ...), as values of the packed tokens, (B, T, ...)."""
         joined = torch.cat(parts, dim=1)
-        if self.mask.all() and (self.pending == self.pending[0]).all():  # all rows alike: nothing to move
+        if self.mask.all() and joined.shape[1] == self.ids.shape[1]:  # all rows were cut alike: nothing to move
             return joined
         slots = torch.zeros_like(self.ids)
         offset = 0
-        for number, part in enumerate(parts):
-            start, end = self._bounds(number)
+        for (start, end), part in zip(self._cuts, parts, strict=True):
             place = torch.arange(self.ids.shape[1], device=start.device) - start[:, None]
             inside = (place >= 0) & (place < (end - start)[:, None])
             slots = torch.where(inside, place + offset, slots)

@@ -11,13 +11,13 @@ Shape legend: B rows, R memory embeddings per segment, D embedding size.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import CachedWindow, embed
 from hmt.model.outputs import Recollection
-from hmt.model.reading import Fresh, Query, Recalled, SegmentReader
+from hmt.model.reading import SegmentReader
+from hmt.model.segment import Fresh, Recalled
 from hmt.model.splice import splice
 
 
@@ -50,10 +50,10 @@ class SegmentWriter:
         model, state = self.model, self.state
         none = state.pending_ids[:, :0], state.pending_valid[:, :0]
         fresh = model._add(state, *none)
-        self._recalled = model._recall(state, fresh, self._query(fresh))
+        self._recalled = model._recall(state, fresh, model._causal_query(state, fresh))
         self._note(self._recalled)
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
-        self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask)
+        self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask, model.autoencoder)
         return hidden[:, -1]
 
     def feed(self, tokens: Tensor, running: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class SegmentWriter:
         fresh = model._add(self.state, ids, mask)
         stale = self._window is None or self._completes_query(fresh)
         if stale and fresh.complete.any():
-            query = self._query(fresh)
+            query = model._causal_query(self.state, fresh)
             output, self.state = model.step(ids, self.state, segment_mask=mask, query=query, return_logits=False)
             assert output.hidden is not None
             self._note(output)
@@ -91,28 +91,12 @@ class SegmentWriter:
         if self.recollections is not None:
             self.recollections.append(recollection)
 
-    def _query(self, fresh: Fresh) -> Query | None:
-        """The query of each row: that of a whole segment once its tokens are there, before that the "previous" one.
-
-        So the prompt depends on the text alone, whatever part of it was the user's, was written in an earlier call, or
-        stands in another row.
-        """
-        model, state = self.model, self.state
-        count = model.config.summary_tokens
-        if not count or not state.bank.valid.shape[1]:
-            return None
-        before, before_mask = state.tail_ids[:, -count:], state.tail_valid[:, -count:]
-        missing = max(count - fresh.ids.shape[1], 0)
-        ids, mask = (F.pad(part, (0, missing))[:, :count] for part in (fresh.ids, fresh.mask))
-        ready = mask.all(dim=1, keepdim=True) & (model.config.recall_query == "prefix")
-        return Query(torch.where(ready, ids, before), torch.where(ready, mask, before_mask))
-
     def _completes_query(self, fresh: Fresh) -> bool:
         """Whether some row now has the last of the tokens that its query reads, so that its prompt changes."""
         config = self.model.config
         if not config.queries or config.recall_query != "prefix":
             return False
-        reached = fresh.mask.sum(dim=1) == config.summary_tokens
+        reached = fresh.mask.sum(dim=1) == self.model.query_tokens(self.state)
         return bool((reached & (fresh.new > 0) & self.state.bank.filled).any())
 
     def _close(self, fresh: Fresh) -> None:

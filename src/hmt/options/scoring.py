@@ -16,6 +16,7 @@ ROWS: dict[str, dict[str, object]] = {
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
     "hmt_previous": {"mode": "hmt", "recall_query": "previous"},
+    "hmt_dynamic": {"mode": "hmt", "dynamic_reading": True},
     "hmt_uniform": {"mode": "hmt"},
     "hmt_shuffled": {"mode": "hmt"},
 }
@@ -41,7 +42,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """native, sliding, sinks, backbone, isolated, episodic, rmt, short_term, hmt, hmt_previous, _uniform, _shuffled."""
+    """native sliding sinks backbone isolated episodic rmt short_term hmt hmt_(previous dynamic uniform shuffled)."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None

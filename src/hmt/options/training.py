@@ -75,6 +75,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Scale of the adapter, alpha / rank."""
     lora_dropout: float = 0.1
     """Dropout of the adapter."""
+    train_memory_map: bool = False
+    """Train nothing but the map between the two reading speeds, with --dynamic_reading."""
     train_backbone: bool = False
     """Train all of the backbone. By default it is frozen."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -91,6 +93,12 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score so many samples of the test split at the end."""
     test_length: int | None = None
     """Tokens of a test sample; by default those of a training sample."""
+    plot_hist: bool = False
+    """Draw how far back the test samples recall, as SAVE_CKPT.run/recall_distances.png and .csv."""
+    generate: str | None = None
+    """Write on after each test sample and this prompt (text or file, may be ""): SAVE_CKPT.run/generated.jsonl."""
+    timing: bool = False
+    """Time the parts of a few steps and of a test batch: summary, recall, read, head, backward."""
     report_to: str = ""
     """Trackers besides the run's own record: wandb, tensorboard, trackio, with commas between them."""
     wandb_project: str | None = None
@@ -138,6 +146,12 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             raise ValueError(
                 "use_lora trains an adapter on a frozen backbone, train_backbone the backbone itself; give one"
             )
+        if self.train_memory_map and not self.speed_tokens:
+            raise ValueError("train_memory_map trains the map between two reading speeds; give --dynamic_reading")
+        if self.train_memory_map and (self.use_lora or self.train_backbone or self.hmt_stage_1):
+            raise ValueError("train_memory_map trains nothing else: no use_lora, train_backbone or hmt_stage_1 with it")
+        if self.test_step is None and (self.plot_hist or self.generate is not None):
+            raise ValueError("plot_hist and generate are of the test samples; say how many with --test_step")
         if self.patience is not None and self.eval_step is None:
             raise ValueError("patience counts validations; say how often with --eval_step")
         if self.max_minutes is not None and (self.lr_schedule == "cosine" or self.resume):

@@ -95,7 +95,7 @@ class RecallMap:
     segments: list[dict[str, Any]] = field(default_factory=list)
     distances: Counter[int] = field(default_factory=Counter)
 
-    def add(self, document: str, ids: Tensor, trace: RecallTrace, row: int, segment_tokens: int) -> None:
+    def add(self, document: str, ids: Tensor, trace: RecallTrace, row: int) -> None:
         """Note one row of a call that read a text from its beginning.
 
         Args:
@@ -103,7 +103,6 @@ class RecallMap:
             ids: The text, (tokens,) int64.
             trace: What the call recalled.
             row: Of the call.
-            segment_tokens: Fresh tokens of a segment.
         """
         distances = [int(one[row]) for one in trace.by_segment]
         self.distances.update(distance for distance in distances if distance > 0)
@@ -111,8 +110,9 @@ class RecallMap:
         if document in seen or len(seen) == MAP_DOCUMENTS:
             return
         silent = len(distances) - len(trace.weights)  # the first segments have nothing to recall
-        for number in range(max(len(distances) - MAP_SEGMENTS, 0), len(distances)):
-            text = self.tokenizer.decode(ids[number * segment_tokens : (number + 1) * segment_tokens])
+        bounds = trace.bounds(len(ids), row)
+        for number in range(max(len(bounds) - 1 - MAP_SEGMENTS, 0), len(bounds) - 1):
+            text = self.tokenizer.decode(ids[bounds[number] : bounds[number + 1]])
             mass: Counter[int] = Counter()
             if number >= silent and distances[number]:
                 weights = trace.weights[number - silent][row].mean(dim=0).tolist()

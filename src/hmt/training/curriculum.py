@@ -43,13 +43,19 @@ def curriculum(options: TrainOptions) -> list[Stage]:
     stage_2 = Stage("2", options.mode, options.bptt_depth, options.training_step)
     if options.hmt_stage_1:
         return [Stage("1", "short_term", STAGE_1_SEGMENTS, options.training_step)]
-    if options.hmt_stage_2 or options.mode != "hmt" or not options.stage_1_step:
+    recalls_only = options.hmt_stage_2 or options.train_memory_map
+    if recalls_only or options.mode != "hmt" or not options.stage_1_step:
         return [stage_2]
     return [stage_1, stage_2]
 
 
 def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
-    """Freeze the backbone, adapt it, or train it whole."""
+    """Freeze the backbone, adapt it, or train it whole; or train the map between two reading speeds alone."""
+    if options.train_memory_map:
+        assert model.memory.memory_map is not None
+        model.requires_grad_(False)
+        model.memory.memory_map.requires_grad_(True)
+        return
     if options.train_backbone:
         model.requires_grad_(True)
         return

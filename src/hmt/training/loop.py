@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hmt.metrics.timing import PartTimes
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
@@ -93,6 +94,7 @@ class Training:
         self._started = 0.0
         main = self.accelerator.is_main_process
         self._record = Record(options.record, writes=keep and main)
+        self._times = PartTimes()
         self._bar: Any = None
 
     def run(self, documents: Sequence[Readable], validation: Sequence[Readable] | None = None) -> dict[str, Any]:
@@ -132,6 +134,8 @@ class Training:
             if self._keep and not self.interrupted:
                 self.save()
             self._draw(validation or documents)
+            if self.options.timing:
+                self._say(f"time of a step: {self._times}")
         self.model.eval()
         return self._figures()
 
@@ -181,7 +185,8 @@ class Training:
         # Dropout is drawn from the number of the step, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed((self.options.seed << 32) + (progress.steps << 8) + rank)
         batch = pad(rows[rank :: self.accelerator.num_processes], stepper.fresh_tokens)
-        result = stepper.take(batch, scored_targets(rows, self.options.loss_tokens))
+        with self._times.measure() if self.options.timing else nullcontext():
+            result = stepper.take(batch, scored_targets(rows, self.options.loss_tokens))
         progress.step += 1
         progress.steps += 1
         progress.rows += len(rows)
@@ -348,6 +353,8 @@ class Training:
             "first_loss": _mean(losses[:LOG_EVERY_STEPS]),
             "last_loss": _mean(losses[-LOG_EVERY_STEPS:]),
             "best_validation_loss": progress.best,
+            "autoencoder_error": self.model.autoencoder and self.model.autoencoder.error,
+            "timing": self._times.result() if self.options.timing else None,
             "interrupted": self.interrupted,
             "processes": self.accelerator.num_processes,
             "history": self._record.history,

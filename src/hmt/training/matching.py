@@ -100,6 +100,7 @@ def matched_options(budget: Budget, mode: str, learning_rate: float | None = Non
         max_minutes=None,
         hmt_stage_1=False,
         hmt_stage_2=False,
+        train_memory_map=False,
         json=None,
         test_step=None,
         report_to="",

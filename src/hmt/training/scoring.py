@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -21,9 +22,22 @@ def held_out(documents: Sequence[Readable], sample_tokens: int, count: int) -> l
 
 @torch.no_grad()
 def score(
-    accelerator: Accelerator, model: nn.Module, samples: list[Sample], batch_size: int, loss_tokens: int | None
+    accelerator: Accelerator,
+    model: nn.Module,
+    samples: list[Sample],
+    batch_size: int,
+    loss_tokens: int | None,
+    distances: Counter[int] | None = None,
 ) -> dict[str, float]:
     """Mean nats per scored target and perplexity, over all processes.
+
+    Args:
+        accelerator: Of the run.
+        model: Reads.
+        samples: Of all processes.
+        batch_size: Rows that a process reads side by side.
+        loss_tokens: Score only the last so many tokens of a sample.
+        distances: Takes how often each recall distance was seen by this process, where it is wanted.
 
     Every process reads the same number of batches, so that those that gather weights can do it together.
     """
@@ -36,7 +50,7 @@ def score(
         own = group[rank::processes]
         batch = pad(own or group[:1])
         with accelerator.autocast():  # whether the model was prepared for it or not
-            nats, targets = _sums(accelerator, model, batch, loss_tokens)
+            nats, targets = _sums(accelerator, model, batch, loss_tokens, distances if own else None)
         if own:
             sums += torch.stack([nats, targets])
     model.train(training)
@@ -45,7 +59,9 @@ def score(
     return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "targets": targets}
 
 
-def _sums(accelerator: Accelerator, model: nn.Module, batch: Batch, loss_tokens: int | None) -> tuple[Tensor, Tensor]:
+def _sums(
+    accelerator: Accelerator, model: nn.Module, batch: Batch, loss_tokens: int | None, distances: Counter[int] | None
+) -> tuple[Tensor, Tensor]:
     """Nats, and how many targets they are of."""
     output = model(
         batch.input_ids.to(accelerator.device),
@@ -53,5 +69,8 @@ def _sums(accelerator: Accelerator, model: nn.Module, batch: Batch, loss_tokens:
         labels=batch.labels.to(accelerator.device),
         loss_tokens=loss_tokens,
         return_logits=False,
+        output_recall=distances is not None,
     )
+    if distances is not None:
+        distances.update(output.recall.distances)
     return output.nll.sum().double(), output.scored_mask.sum().double()

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.optim.lr_scheduler import LRScheduler
 
 from hmt.atomic import atomic_file
@@ -64,7 +65,7 @@ class Stepper:
         options: Of the run.
 
     Attributes:
-        fresh_tokens: Tokens of a segment.
+        fresh_tokens: Tokens of a segment, or None where segments differ, so that nobody can tell them in advance.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class Stepper:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.fresh_tokens = accelerator.unwrap_model(model).config.fresh_tokens
+        config = accelerator.unwrap_model(model).config
+        self.fresh_tokens = None if config.speed_tokens else config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
         self._rows_at_once = options.batch_size
@@ -145,7 +147,8 @@ class Stepper:
                 if uses_deepspeed(accelerator):  # which steps within backward
                     self._check(float(accelerator.reduce(share.detach(), reduction="sum")), 0.0, batch)
                 # Processes are averaged and micro-steps divided by their number: both are undone here.
-                accelerator.backward(share / targets * accelerator.num_processes * len(parts))
+                with record_function("hmt.backward"):
+                    accelerator.backward(share / targets * accelerator.num_processes * len(parts))
         return sums
 
     def _nats(self, part: Batch) -> Tensor:
