@@ -13,6 +13,7 @@ from hmt.config import MEMORY_FIELDS
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.model.backbone import check_window, embed, embedding_size
+from hmt.model.compiled import CompiledBody
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
 
@@ -33,9 +34,11 @@ class MemoryModel(PreTrainedModel):
         memory: Prompts and recall projections.
         checkpoint_segments: While training, keep only each segment's window and run its body again in the backward
             pass.
+        compiled: The body for whole windows and groups of summaries; None to run it as it is.
     """
 
     checkpoint_segments = False
+    compiled: CompiledBody | None = None
 
     config_class = HMTConfig
     config: HMTConfig
@@ -95,7 +98,16 @@ class MemoryModel(PreTrainedModel):
             owner, _, leaf = name.rpartition(".")
             setattr(variant.memory.get_submodule(owner), leaf, shared[name])
         variant.checkpoint_segments = self.checkpoint_segments
+        variant.compiled = self.compiled
         return variant.train(self.training)
+
+    def compile_reading(self) -> None:
+        """Compile the body for whole segments, with the weights it has now; the first segments take long.
+
+        Reading then gives what it gives without, to the rounding of other kernels. Training and writing stay as they
+        are.
+        """
+        self.compiled = CompiledBody(self.backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embeddings."""

@@ -19,6 +19,7 @@ from hmt.memory.rows import pack
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
 from hmt.model.base import MemoryModel
+from hmt.model.compiled import SUMMARIES
 from hmt.model.outputs import Recollection, StepOutput
 from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
@@ -129,7 +130,8 @@ class SegmentReader(MemoryModel):
         recalled = self._recall(state, fresh, query)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
-        *_, hidden, left_behind = window.split(self._body(window))
+        whole = window.embeddings.shape[1] == self.config.segment_length
+        *_, hidden, left_behind = window.split(self._body(window, comes_again=whole))
         logits = head(self.backbone, hidden) if return_logits else None
         output = StepOutput(
             hidden=hidden,
@@ -257,21 +259,24 @@ class SegmentReader(MemoryModel):
             tokens_read=state.tokens_read + fresh.new,
         )
 
-    def summarise(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def summarise(self, ids: Tensor, mask: Tensor, comes_again: bool = False) -> Tensor:
         """Body over [T | tokens | T]: the hidden states at the trailing summary prompt, (B, R, D).
 
         Args:
             ids: Query tokens, (B, J).
             mask: (B, J) bool.
+            comes_again: Whether there will be more of this shape, so that a compiled body is worth its compilation.
         """
         assert self.memory.summary_prompt is not None
         tokens = embed(self.backbone, ids)
         prompt = self.memory.summary_prompt.to(tokens.dtype).expand(ids.shape[0], -1, -1)
         always = torch.ones(prompt.shape[:2], dtype=torch.bool, device=ids.device)
         window = splice((prompt, always), (tokens, mask), (prompt, always))
-        return window.split(self._body(window))[-1]
+        return window.split(self._body(window, comes_again))[-1]
 
-    def _body(self, window: Window) -> Tensor:
+    def _body(self, window: Window, comes_again: bool) -> Tensor:
+        if comes_again and self.compiled is not None and self.compiled.serves(self):
+            return self.compiled(window.embeddings)
         return body(self.backbone, window.embeddings, recompute=self.checkpoint_segments and self.training)
 
     def _query(self, state: MemoryState, fresh: Fresh) -> Query:
@@ -281,8 +286,8 @@ class SegmentReader(MemoryModel):
             return Query(fresh.ids[:, :count], fresh.mask[:, :count])
         return Query(state.tail_ids[:, -count:], state.tail_valid[:, -count:])
 
-    def _queries(self, stream: Stream) -> Iterator[Query | None]:
-        """The query of each segment of a call, those of several segments summarised in one call of the body.
+    def _queries(self, stream: Stream, segments: int) -> Iterator[Query | None]:
+        """The queries of a call's first segments, those of several segments summarised in one call of the body.
 
         Queries depend on tokens alone, so they need not wait for the memory. The first one is left to the step, which
         knows whether there is anything to recall yet.
@@ -295,13 +300,15 @@ class SegmentReader(MemoryModel):
         recomputed = self.checkpoint_segments and self.training
         positions = self.config.segment_length * rows if recomputed else self.config.summary_batch_tokens
         at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
-        for start in range(1, stream.count, at_once):
-            numbers = range(start, min(start + at_once, stream.count))
+        if self.compiled is not None and self.compiled.serves(self):
+            at_once = min(at_once, SUMMARIES)
+        for start in range(1, segments, at_once):
+            numbers = range(start, min(start + at_once, segments))
             spans = [stream.span(number * length + shift, count) for number in numbers]
             summaries: Sequence[Tensor | None] = [None] * len(spans)
             if self.config.recalls:
                 ids, mask = (torch.cat(parts) for parts in zip(*spans, strict=True))
-                summaries = self.summarise(ids, mask).split(rows)
+                summaries = self.summarise(ids, mask, comes_again=len(spans) == at_once).split(rows)
             yield from (Query(*span, summary) for span, summary in zip(spans, summaries, strict=True))
 
     def _steps(
@@ -314,7 +321,9 @@ class SegmentReader(MemoryModel):
         truncate_every: int | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
         """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
-        queries = self._queries(stream) if self.config.queries else None
+        # A segment that is not read asks nothing.
+        segments = stream.whole if remember_only else stream.count
+        queries = self._queries(stream, segments) if self.config.queries else None
         for number, segment in enumerate(stream):
             if truncate_every and number and number % truncate_every == 0:
                 state = state.detach()
@@ -322,7 +331,7 @@ class SegmentReader(MemoryModel):
                 segment.ids,
                 state,
                 segment_mask=segment.mask,
-                query=next(queries) if queries else None,
+                query=next(queries, None) if queries else None,
                 return_logits=return_logits,
                 remember_only=remember_only,
             )

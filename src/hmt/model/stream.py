@@ -44,6 +44,10 @@ class Stream:
         state: What was read before.
         fresh_tokens: Segment length L.
 
+    Attributes:
+        count: Segments that the call has tokens of.
+        whole: Those of them that it completes in some row.
+
     Raises:
         ValueError: If the shapes do not fit, or a row holds no token at all.
     """
@@ -64,7 +68,8 @@ class Stream:
         self.pending = state.pending_counts
         self.ids, self.mask = pack(input_ids.long(), self.real)
         self.lengths = self.mask.sum(dim=1)
-        self.count = (int((self.pending + self.lengths).max()) - 1) // fresh_tokens + 1
+        longest = int((self.pending + self.lengths).max())
+        self.count, self.whole = (longest - 1) // fresh_tokens + 1, longest // fresh_tokens
         # (B, T): which packed token a column holds, and which segment and place in it that token has.
         self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)
         self.place = (self.index + self.pending[:, None]) % fresh_tokens
