@@ -20,11 +20,11 @@ from tests.conftest import byte_tokenizer, make_backbone, make_model
 def test_help_needs_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, hmt_cli\n"
-        "from hmt.cli import run\n"
-        "for verb in [[]] + [[v] for v in ('demo', 'train', 'evaluate', 'generate', 'convert')]:\n"
+        "from hmt.cli import VERBS, run\n"
+        "for verb in [[], *([verb] for verb in VERBS)]:\n"
         "    try: run([*verb, '--help'])\n"
         "    except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -33,6 +33,22 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
         assert verb in done.stdout
     assert "--mem_recall_context INT" in done.stdout
     assert "Capacity N of the memory bank" in done.stdout
+
+
+def test_the_library_imports_nothing_that_transformers_does_not() -> None:
+    code = (
+        "import sys\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel\n"
+        "before = {name.split('.')[0] for name in sys.modules}\n"
+        "import hmt\n"
+        "more = {name.split('.')[0] for name in sys.modules} - before - {'hmt'}\n"
+        "assert not more, more\n"
+        "late = {'peft', 'datasets', 'matplotlib', 'tyro', 'deepspeed', 'wandb', 'hmt.cli'} & set(sys.modules)\n"
+        "assert not late, late\n"
+        "assert hmt.HMTForCausalLM and hmt.MemoryState\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("spelling", ["--num_sensory", "--num-sensory"])

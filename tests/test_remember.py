@@ -15,6 +15,7 @@ import torch
 
 from hmt import HMTForCausalLM, MemoryState, remember
 from hmt.pretrained import load_tokenizer
+from hmt.text import stream
 from tests.conftest import make_backbone
 from tests.model.test_equivalence import assert_same_state
 
@@ -41,7 +42,8 @@ def expected_state(backbone_dir: Path, text: str) -> MemoryState:
 def test_a_book_becomes_a_file(
     part: int, book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remember, "PART_CHARACTERS", part)
+    monkeypatch.setattr(stream, "PART_CHARACTERS", part)
+    monkeypatch.setattr(stream, "MARGIN_CHARACTERS", part // 2)
     out = tmp_path / "book.memory"
     status, said, complaint = run_cli(
         "remember", book, "--model_name", backbone_dir, *FLAGS, "--out", out, "--json", tmp_path / "r.json"

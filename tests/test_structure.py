@@ -12,7 +12,19 @@ LAYERS = (
     "config", "options", "atomic", "pretrained", "text", "memory", "model", "metrics", "report", "training",
     "evaluation", "serving", "harness", "verbs", "cli",
 )  # fmt: skip
-VERBS = ("evaluate", "train", "remember", "generate", "chat", "serve", "published", "convert", "demo", "tasks")
+VERBS = (
+    "evaluate",
+    "profile",
+    "train",
+    "remember",
+    "generate",
+    "chat",
+    "serve",
+    "published",
+    "convert",
+    "demo",
+    "tasks",
+)
 FILES = [
     path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
 ]

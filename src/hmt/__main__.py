@@ -2,4 +2,5 @@
 
 from hmt_cli import main
 
-main()
+if __name__ == "__main__":  # processes of its own import this file again
+    main()

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
     "train": (options.TrainOptions, "hmt.train"),
     "evaluate": (options.EvaluateOptions, "hmt.evaluate"),
+    "profile": (options.ProfileOptions, "hmt.profile"),
     "remember": (options.RememberOptions, "hmt.remember"),
     "generate": (options.GenerateOptions, "hmt.generate"),
     "chat": (options.ChatOptions, "hmt.chat"),
@@ -146,7 +147,7 @@ def _find_early(chosen: Any) -> None:
         check_output_directory(chosen.out / "checkpoint")
     elif isinstance(chosen, options.RememberOptions):
         check_output_file(chosen.out)
-    for name in ("json", "predictions"):
+    for name in ("json", "predictions", "plot"):
         if getattr(chosen, name, None):
             check_output_file(getattr(chosen, name))
     for task in (getattr(chosen, "task_name", None), getattr(chosen, "haystack", None)):

@@ -13,20 +13,22 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from hmt.memory.state import MemoryState
 from hmt.metrics.resources import Meter
 from hmt.model.loading import load
 from hmt.options import RememberOptions
 from hmt.report.kept import describe_kept, kept_segments
-from hmt.text.batches import tokenize
-from hmt.text.documents import Document, read_text
+from hmt.text.batches import check_vocabulary
+from hmt.text.stream import text_pieces, token_parts
 
 logger = logging.getLogger(__name__)
 
 PART_CHARACTERS = 20_000
-"""Text taken from a file or a stream at one time; it is cut at a line's end."""
+"""Text taken from standard input at one time; it is cut at a line's end."""
 
 SAVE_EVERY_SECONDS = 30
 """How often the memory of a stream is written while it goes on."""
@@ -45,7 +47,8 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
         OSError: If the text or an earlier memory cannot be read, or the memory not written.
         ValueError: If the text is empty or not UTF-8, or the earlier memory is another model's.
     """
-    parts = _stream() if options.text == "-" else _parts(read_text(Path(options.text)))
+    if options.text != "-":
+        _check_file(Path(options.text))
     if options.append and not options.out.exists():
         logger.info("%s is not there yet: starting anew", options.out)
     model, tokenizer = load(options)
@@ -58,10 +61,10 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     ):
         saved = time.monotonic()
         try:
-            for part in parts:
-                (document,) = tokenize([Document(options.text, part)], tokenizer, len(model.embedding_table))
-                state = model.remember(document.ids[None].to(model.device), state)
-                bar.update(len(document.ids))
+            for ids in _tokens(options.text, tokenizer):
+                check_vocabulary(ids, len(model.embedding_table))
+                state = model.remember(torch.tensor([ids], device=model.device), state)
+                bar.update(len(ids))
                 if options.text == "-" and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                     state.save(options.out)
                     saved = time.monotonic()
@@ -95,14 +98,21 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     return figures, closing
 
 
-def _parts(text: str) -> Iterator[str]:
-    """A text in parts that end with a line."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start + PART_CHARACTERS)
-        end = len(text) if end < 0 else end + 1
-        yield text[start:end]
-        start = end
+def _check_file(path: Path) -> None:
+    """Complain of a file that cannot be read, or does not begin with text, before a model is loaded."""
+    next(text_pieces(path), None)
+
+
+def _tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of a file, or of what has come on standard input, a part at a time and none of them empty.
+
+    A file is cut so that its tokens are those of the whole; what comes on standard input is not held back for that.
+    """
+    if source != "-":
+        parts = token_parts(text_pieces(Path(source)), tokenizer)
+    else:
+        parts = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in _stream())
+    return (ids for ids in parts if ids)
 
 
 def _stream() -> Iterator[str]:

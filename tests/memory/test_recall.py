@@ -105,3 +105,20 @@ def test_only_what_a_mode_uses_exists() -> None:
         "rmt": {"injection"},
         "backbone": set(),
     }
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_a_backbone_in_bfloat16_is_asked_in_float32(autocast: bool) -> None:
+    """Relevance of close slots must not depend on eight bits of a number."""
+    torch.manual_seed(0)
+    recall = Recall(64, 32)
+    summary, embeddings = torch.randn(2, 1, 64).bfloat16(), torch.randn(2, 40, 64).bfloat16()
+    bank = bank_of(embeddings, [40, 40])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        recalled, logits = recall(summary, bank)
+        weights = logits.softmax(-1)
+    exact, wanted = recall(summary.float(), bank_of(embeddings.float(), [40, 40]))
+    assert (logits.dtype, weights.dtype, recalled.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    torch.testing.assert_close(logits, wanted)
+    torch.testing.assert_close(recalled.float(), exact, atol=0.02, rtol=0.02)

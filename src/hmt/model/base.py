@@ -14,6 +14,7 @@ from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.model.autoencoder import Autoencoder, mlps
 from hmt.model.backbone import check_window, embed, embedding_size
+from hmt.model.compiled import CompiledBody
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
 
@@ -37,9 +38,11 @@ class MemoryModel(PreTrainedModel):
         autoencoder: Acts before the backbone's MLPs, or None.
         checkpoint_segments: While training, keep only each segment's window and run its body again in the backward
             pass.
+        compiled: The body for whole windows and groups of summaries; None to run it as it is.
     """
 
     checkpoint_segments = False
+    compiled: CompiledBody | None = None
 
     config_class = HMTConfig
     config: HMTConfig
@@ -104,7 +107,16 @@ class MemoryModel(PreTrainedModel):
         if all(getattr(config, name) == getattr(self.config, name) for name in AUTOENCODER_FIELDS):
             variant.autoencoder = self.autoencoder  # one error, whichever of them reads
         variant.checkpoint_segments = self.checkpoint_segments
+        variant.compiled = self.compiled
         return variant.train(self.training)
+
+    def compile_reading(self) -> None:
+        """Compile the body for whole segments, with the weights it has now; the first segments take long.
+
+        Reading then gives what it gives without, to the rounding of other kernels. Training and writing stay as they
+        are.
+        """
+        self.compiled = CompiledBody(self.backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embeddings."""

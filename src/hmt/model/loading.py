@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.config import memory_fields
 from hmt.model.hmt import HMTForCausalLM
-from hmt.options import ModelOptions
+from hmt.options import ModelOptions, ReadingOptions
 from hmt.pretrained import first_line, load_tokenizer
 
 
@@ -32,7 +32,10 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
         model = _build(options, dtype).to(device)  # type: ignore[arg-type]
     except RuntimeError as error:
         raise ValueError(f"the model cannot be built: {first_line(error)}") from error
-    return model.eval(), _tokenizer(options, model)
+    model.eval()
+    if isinstance(options, ReadingOptions) and options.compile:
+        model.compile_reading()
+    return model, _tokenizer(options, model)
 
 
 def _build(options: ModelOptions, dtype: dict[str, Any]) -> HMTForCausalLM:

@@ -21,6 +21,7 @@ from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
 from hmt.model.base import MemoryModel
+from hmt.model.compiled import SUMMARIES
 from hmt.model.outputs import StepOutput
 from hmt.model.segment import Fresh, Query, Recalled
 from hmt.model.splice import Window, splice
@@ -84,8 +85,9 @@ class SegmentReader(MemoryModel):
         recalled = self._recall(state, fresh, query)
         pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
         window = splice(*pieces)
+        whole = window.embeddings.shape[1] == self.config.segment_length
         with record_function("hmt.read"):
-            *_, hidden, left_behind = window.split(self._body(window))
+            *_, hidden, left_behind = window.split(self._body(window, comes_again=whole))
         logits = head(self.backbone, hidden) if return_logits else None
         output = StepOutput(
             hidden=hidden,
@@ -231,12 +233,13 @@ class SegmentReader(MemoryModel):
             tokens_read=state.tokens_read + fresh.new,
         )
 
-    def summarise(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def summarise(self, ids: Tensor, mask: Tensor, comes_again: bool = False) -> Tensor:
         """Body over [T | tokens | T]: the hidden states at the trailing summary prompt, (B, R, D).
 
         Args:
             ids: Query tokens, (B, J).
             mask: (B, J) bool.
+            comes_again: Whether there will be more of this shape, so that a compiled body is worth its compilation.
         """
         assert self.memory.summary_prompt is not None
         tokens = embed(self.backbone, ids)
@@ -244,9 +247,11 @@ class SegmentReader(MemoryModel):
         always = torch.ones(prompt.shape[:2], dtype=torch.bool, device=ids.device)
         window = splice((prompt, always), (tokens, mask), (prompt, always))
         with record_function("hmt.summary"):
-            return window.split(self._body(window))[-1]
+            return window.split(self._body(window, comes_again))[-1]
 
-    def _body(self, window: Window) -> Tensor:
+    def _body(self, window: Window, comes_again: bool) -> Tensor:
+        if comes_again and self.compiled is not None and self.compiled.serves(self):
+            return self.compiled(window.embeddings)
         recompute = self.checkpoint_segments and self.training
         return body(self.backbone, window.embeddings, recompute, self.autoencoder)
 
@@ -282,8 +287,8 @@ class SegmentReader(MemoryModel):
         ready = (mask.sum(dim=1) == self.query_tokens(state))[:, None]
         return Query(torch.where(ready, ids, before.ids), torch.where(ready, mask, before.mask))
 
-    def _queries(self, stream: Stream) -> Iterator[Query | None]:
-        """The query of each segment of a call, those of several segments summarised in one call of the body.
+    def _queries(self, stream: Stream, segments: int) -> Iterator[Query | None]:
+        """The queries of a call's first segments, those of several segments summarised in one call of the body.
 
         Queries depend on tokens alone, so they need not wait for the memory. The first one is left to the step, which
         knows whether there is anything to recall yet. Not for two reading speeds: where a segment begins is known only
@@ -297,14 +302,15 @@ class SegmentReader(MemoryModel):
         recomputed = self.checkpoint_segments and self.training
         positions = self.config.segment_length * rows if recomputed else self.config.summary_batch_tokens
         at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
-        segments = stream.count(length)
+        if self.compiled is not None and self.compiled.serves(self):
+            at_once = min(at_once, SUMMARIES)
         for start in range(1, segments, at_once):
             numbers = range(start, min(start + at_once, segments))
             spans = [stream.span(number * length + shift, count) for number in numbers]
             summaries: Sequence[Tensor | None] = [None] * len(spans)
             if self.config.recalls:
                 ids, mask = (torch.cat(parts) for parts in zip(*spans, strict=True))
-                summaries = self.summarise(ids, mask).split(rows)
+                summaries = self.summarise(ids, mask, comes_again=len(spans) == at_once).split(rows)
             yield from (Query(*span, summary) for span, summary in zip(spans, summaries, strict=True))
 
     def _steps(
@@ -317,7 +323,9 @@ class SegmentReader(MemoryModel):
         truncate_every: int | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
         """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
-        queries = self._queries(stream) if self.config.queries and not self.config.speed_tokens else None
+        # A segment that is not read asks nothing.
+        segments = stream.count(self.config.fresh_tokens, whole=remember_only)
+        queries = self._queries(stream, segments) if self.config.queries and not self.config.speed_tokens else None
         for number in itertools.count():
             segment = stream.cut(self.segment_tokens(state) - state.pending_counts)
             if segment is None:
@@ -328,7 +336,7 @@ class SegmentReader(MemoryModel):
                 segment.ids,
                 state,
                 segment_mask=segment.mask,
-                query=next(queries) if queries else None,
+                query=next(queries, None) if queries else None,
                 return_logits=return_logits,
                 remember_only=remember_only,
             )

@@ -92,9 +92,10 @@ class Stream:
         slots = slots.clamp(max=self.ids.shape[1] - 1)
         return Segment(take(self.ids, slots), mask, slots)
 
-    def count(self, fresh_tokens: int) -> int:
-        """Segments of `fresh_tokens` each that the longest row has, the unfinished one included."""
-        return (int((self.pending + self.lengths).max()) - 1) // fresh_tokens + 1
+    def count(self, fresh_tokens: int, whole: bool) -> int:
+        """Segments of `fresh_tokens` that the longest row has, its unfinished ones included; or whole ones alone."""
+        longest = int((self.pending + self.lengths).max())
+        return longest // fresh_tokens if whole else -(-longest // fresh_tokens)
 
     def span(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Tokens [start, start + length) of the text with its pending tokens: ids and mask, (B, length)."""

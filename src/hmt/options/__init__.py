@@ -3,9 +3,18 @@
 These files import neither torch nor transformers, so that `hmt --help` answers at once.
 """
 
-from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, TaskOptions, parse_count, parse_counts
+from hmt.options.base import (
+    AugmentOptions,
+    ModelOptions,
+    OutputOptions,
+    ReadingOptions,
+    TaskOptions,
+    parse_count,
+    parse_counts,
+)
 from hmt.options.harness import HarnessOptions
 from hmt.options.listing import TasksOptions
+from hmt.options.profiling import PEERS, ProfileOptions
 from hmt.options.reporting import ReportOptions
 from hmt.options.scoring import BASELINES, ROWS, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
@@ -22,6 +31,7 @@ from hmt.options.writing import (
 __all__ = [
     "API_KEY",
     "BASELINES",
+    "PEERS",
     "ROWS",
     "WITHOUT_MEMORY",
     "AugmentOptions",
@@ -33,6 +43,8 @@ __all__ = [
     "HarnessOptions",
     "ModelOptions",
     "OutputOptions",
+    "ProfileOptions",
+    "ReadingOptions",
     "RememberOptions",
     "ReportOptions",
     "SamplingOptions",

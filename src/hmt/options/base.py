@@ -109,6 +109,14 @@ class ModelOptions(HubOptions, MemoryConfig):
 
 
 @dataclass(kw_only=True)
+class ReadingOptions(ModelOptions):
+    """How a model reads that is not trained meanwhile."""
+
+    compile: bool = False
+    """Compile the backbone for whole segments: a minute or two at the start, faster afterwards."""
+
+
+@dataclass(kw_only=True)
 class TaskOptions(HubOptions):
     """What text, and which questions about it."""
 

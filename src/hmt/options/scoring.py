@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_counts
+from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
 
 ROWS: dict[str, dict[str, object]] = {
     "backbone": {"mode": "backbone", "num_recalled_tokens": 0},
@@ -36,7 +36,7 @@ WITHOUT_MEMORY = ("backbone", "isolated", "episodic", *BASELINES)
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
+class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     """Score the same targets at several context lengths, or answer a task's questions, several ways of reading."""
 
     lengths: str = "1k,2k,4k"

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from hmt.config import MemoryConfig
-from hmt.options.base import ModelOptions, OutputOptions, check_positive
+from hmt.options.base import ModelOptions, OutputOptions, ReadingOptions, check_positive
 
 API_KEY = "HMT_API_KEY"
 """Environment variable with the key that clients of a server must send."""
@@ -123,7 +123,7 @@ class ServeOptions(SamplingOptions, OutputOptions, ModelOptions):
 
 
 @dataclass(kw_only=True)
-class RememberOptions(OutputOptions, ModelOptions):
+class RememberOptions(OutputOptions, ReadingOptions):
     """Read a text of any length once, and keep the memory of it in a file."""
 
     text: Positional[str]

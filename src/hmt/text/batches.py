@@ -108,6 +108,24 @@ def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_
     ]
 
 
+def running_text(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, num_embeddings: int
+) -> Tensor:
+    """So many tokens, (tokens,) int64: document after document, and again from the first if they are too short."""
+    parts: list[Tensor] = []
+    missing = tokens
+    for document in documents:
+        (read,) = tokenize([document], tokenizer, num_embeddings)
+        parts.append(read.ids[:missing])
+        missing -= len(parts[-1])
+        if not missing:
+            return torch.cat(parts)
+    once = torch.cat(parts)
+    if not len(once):
+        raise ValueError("the text has no tokens")
+    return once.repeat(-(-tokens // len(once)))[:tokens]
+
+
 def check_text(name: str, text: str) -> None:
     """Make sure that a text can be tokenised: what was decoded from other bytes than UTF-8 may hold lone surrogates.
 

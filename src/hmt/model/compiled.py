@@ -1,0 +1,44 @@
+"""The body compiled for the shapes that come again: whole windows, and groups of whole summaries.
+
+Everything else (a text's last, shorter segment, a single summary, training, writing) runs as it is, so no shape is
+compiled for one use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hmt.model.backbone import body
+
+SUMMARIES = 4
+"""Segments summarised in one call of a compiled body: a group of few, so that few are left over."""
+
+
+class CompiledBody:
+    """A backbone's body, compiled anew for each shape it is called with.
+
+    On a CPU the weights are packed for the shape, so they must not change any more.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        def run(embeddings: Tensor) -> Tensor:
+            return body(backbone, embeddings)
+
+        self._run = torch.compile(run, dynamic=False)
+        self._packs = backbone.device.type == "cpu"
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether a model's call may use it: not while training, where a gradient is wanted, or MLPs are changed."""
+        return not model.training and not torch.is_grad_enabled() and model.autoencoder is None
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Last hidden states (B, M, D) of a window."""
+        import torch._inductor.config as inductor
+
+        packed = inductor.patch(freezing=True) if self._packs else contextlib.nullcontext()
+        with packed:
+            return self._run(embeddings)

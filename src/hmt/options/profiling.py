@@ -1,0 +1,75 @@
+"""Runs that measure what reading and writing cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hmt.options.base import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
+from hmt.options.scoring import OTHER_NAMES, ROWS
+
+PEERS = ("full_attention", "sliding_cache", "sink_cache")
+"""Rows in which the backbone reads raw text on its own cache: of everything, of a window, of a window with sinks."""
+
+
+@dataclass(kw_only=True)
+class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
+    """Measure speed and memory against length, for the memory and for what it replaces."""
+
+    lengths: str = "1k,4k,16k,64k"
+    """Lengths of the text in tokens; 1k is 1,024."""
+    modes: str = "hmt,rmt,full_attention,sliding_cache,sink_cache"
+    """Rows: full_attention, sliding_cache, sink_cache, and the rows of segments that hmt evaluate knows."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Split whose text is read, one document after the other, and again from the first if it is too short."""
+    new_tokens: int = 32
+    """Tokens written after the text."""
+    question_tokens: int = 16
+    """Tokens asked after the text, before anything is written."""
+    num_sinks: int = 4
+    """First tokens of the text that sink_cache keeps."""
+    chunk_tokens: int = 1024
+    """Tokens that full_attention reads at one time."""
+    max_minutes: float = 10.0
+    """Leave a row out at lengths that would take longer, going by what it took at shorter ones."""
+    plot: Path | None = None
+    """Draw the figures into this PNG file."""
+
+    def check(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        super().check()
+        self.check_task()
+        check_positive(self, "question_tokens", "chunk_tokens", "max_minutes")
+        if self.new_tokens < 2:
+            raise ValueError(f"new_tokens must be at least 2, for there to be time between them, got {self.new_tokens}")
+        if not self.text_lengths:
+            raise ValueError(f"lengths must be numbers of tokens, got {self.lengths!r}")
+        known = (*PEERS, *ROWS)
+        if not self.rows:
+            raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
+        for row in self.rows:
+            if row not in known or row in ("hmt_uniform", "hmt_shuffled"):
+                raise ValueError(f"modes must be of {', '.join(PEERS)} or ways of reading segments, got {row!r}")
+        if not 0 <= self.num_sinks <= self.segment_length - 2:
+            raise ValueError(
+                f"num_sinks must lie between 0 and {self.segment_length - 2}, two less than segment_length, "
+                f"got {self.num_sinks}"
+            )
+        if "episodic" in self.rows and not self.num_recalled_tokens:
+            raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows of the table, each once."""
+        named = [row.strip() for row in self.modes.split(",") if row.strip()]
+        return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
+
+    @property
+    def text_lengths(self) -> list[int]:
+        """Lengths, ascending."""
+        return parse_counts(self.lengths)

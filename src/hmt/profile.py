@@ -1,0 +1,170 @@
+"""`hmt profile`: speed and memory against length, each row and length in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from hmt.evaluation.speed import Material, measure, prepare
+from hmt.metrics.environment import commit, environment
+from hmt.options import ProfileOptions
+from hmt.report.measured import COST, measured_charts
+from hmt.report.plot import save_png
+from hmt.report.table import format_table
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+COLUMNS = {
+    "row": "row",
+    "length": "tokens",
+    "tokens_per_second": "tok/s",
+    "seconds_to_first_token": "s to first",
+    "seconds_after_reading": "s once read",
+    "ms_per_token": "ms/token",
+    "peak_mb": "MB",
+    "held_kb": "held kB",
+    "fraction_of_floor": "of floor",
+    "remark": "",
+}
+"""What is printed; the figures have more."""
+
+FIT_POINTS = 3
+"""Lengths that a fit needs to say anything."""
+
+
+def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
+    """Measure every row at every length.
+
+    Returns:
+        The figures: `rows` with what `measure` gives, or `skipped` and why; `fits` of reading time against length;
+        `matmul_flops_per_second`; and where and with what it was measured. And the same as a table.
+
+    Raises:
+        OSError: If there is no such model, tokenizer or text.
+        ValueError: If they do not fit.
+    """
+    material = _alone(prepare, options)
+    rows: list[dict[str, Any]] = []
+    try:
+        for length in options.text_lengths:
+            for row in options.rows:
+                rows.append(_measured(options, row, length, material, rows))
+                logger.info("%s", _progress(rows[-1]))
+    except KeyboardInterrupt:
+        logger.info("interrupted: keeping what was measured")
+    figures = {
+        "model": options.load_from_ckpt or options.model_name,
+        "command": sys.argv,
+        "commit": commit(),
+        "environment": environment(),
+        "config": asdict(options),
+        "matmul_flops_per_second": material.rate,
+        "rows": rows,
+        "fits": [fit for row in options.rows if (fit := fit_of(row, rows)) is not None],
+    }
+    if options.plot is not None and (charts := measured_charts(COST, rows)):
+        save_png(charts, options.plot, across=2)
+    return figures, describe(figures)
+
+
+def predicted_seconds(row: str, length: int, rows: Sequence[dict[str, Any]]) -> float | None:
+    """How long a row will take at a length, from what it took at the two longest so far: a * n, and b * n^2 of it.
+
+    A first guess from one length is linear, or quadratic for full attention.
+
+    Args:
+        row: Its name.
+        length: Longer than those measured.
+        rows: Figures so far.
+
+    Returns:
+        Seconds, or None where nothing was measured.
+    """
+    points = [(one["length"], one["seconds"]) for one in rows if one["row"] == row and one.get("seconds")]
+    if not points:
+        return None
+    longest, seconds = points[-1]
+    if len(points) == 1:
+        return seconds * (length / longest) ** (2 if row == "full_attention" else 1)
+    before, took = points[-2]
+    growth = (seconds / longest - took / before) / (longest - before)
+    return length * (seconds / longest + max(growth, 0.0) * (length - longest))
+
+
+def fit_of(row: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Least squares of a row's reading time against length: microseconds per token, seconds at 0, R squared.
+
+    None where fewer than three lengths were measured: two always lie on a line.
+    """
+    points = [one for one in rows if one["row"] == row and one.get("tokens_per_second")]
+    if len(points) < FIT_POINTS:
+        return None
+    lengths = [float(one["length"]) for one in points]
+    seconds = [one["length"] / one["tokens_per_second"] for one in points]
+    slope, intercept = statistics.linear_regression(lengths, seconds)
+    return {
+        "row": row,
+        "microseconds_per_token": slope * 1e6,
+        "seconds_at_0": intercept,
+        "r_squared": statistics.correlation(lengths, seconds) ** 2 if len(set(seconds)) > 1 else 1.0,
+        "lengths": [one["length"] for one in points],
+    }
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The figures as a table, with the machine's rate above and the fits below."""
+    rows = [
+        row
+        | {"held_kb": row["held_bytes"] / 1e3 if "held_bytes" in row else None}
+        | {"remark": row.get("skipped") or row.get("note") or ""}
+        for row in figures["rows"]
+    ]
+    columns = {key: name for key, name in COLUMNS.items() if any(row.get(key) not in (None, "") for row in rows)}
+    lines = [f"matrix products here: {figures['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s"]
+    lines.append(format_table(rows, columns))
+    for fit in figures["fits"]:
+        lines.append(
+            f"{fit['row']}: {fit['microseconds_per_token']:,.0f} microseconds a token and {fit['seconds_at_0']:.2f} s, "
+            f"R^2 {fit['r_squared']:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _measured(
+    options: ProfileOptions, row: str, length: int, material: Material, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a row at a length, or why there are none."""
+    skipped = [one for one in rows if one["row"] == row and "skipped" in one]
+    if skipped:
+        return {"row": row, "length": length, "skipped": skipped[0]["skipped"]}
+    predicted = predicted_seconds(row, length, rows)
+    if predicted is not None and predicted > options.max_minutes * 60:
+        reason = f"left out: about {predicted / 60:.1f} min at {length:,}, above --max_minutes {options.max_minutes:g}"
+        return {"row": row, "length": length, "skipped": reason}
+    try:
+        return _alone(measure, options, row, length, material)
+    except BrokenProcessPool:
+        return {"row": row, "length": length, "skipped": f"ended by the system at {length:,}, maybe for its memory"}
+    except (ValueError, MemoryError, IndexError) as error:
+        return {"row": row, "length": length, "skipped": f"{error}".splitlines()[0]}
+
+
+def _alone(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do something in a process of its own, so that its memory is its own too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _progress(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return f"{row['row']} at {row['length']:,}: {row['skipped']}"
+    return f"{row['row']} at {row['length']:,}: {row['tokens_per_second']:,.0f} tokens/s"
