@@ -28,9 +28,11 @@ from environment import write
 from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
+from hmt.evaluation.speed import Clock
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
+from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents
 
 QUESTION = "\n\nQuestion: which function opens a file, and what does it return?\nAnswer:"
@@ -54,26 +56,6 @@ class Options:
     """Of the file under results/."""
 
 
-class Clock:
-    """A streamer that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Tensor) -> None:
-        """A token, or the prompt."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """The text has ended."""
-
-    @property
-    def milliseconds_per_token(self) -> float:
-        """Mean between the first token and the last."""
-        _, first, *_, last = self.times
-        return (last - first) / (len(self.times) - 2) * 1e3
-
-
 def main(options: Options) -> None:
     """Measure and write."""
     model = HMTForCausalLM.from_backbone(
@@ -81,7 +63,7 @@ def main(options: Options) -> None:
     ).eval()
     tokenizer = load_tokenizer(options.model_name)
     lengths = parse_counts(options.history)
-    ids = book(tokenizer, lengths[-1])
+    ids = running_text(load_documents("stdlib", "train"), tokenizer, lengths[-1], len(model.embedding_table))[None]
     memories, seconds = read(model, ids, lengths)
     figures: dict[str, Any] = {"options": vars(options), "reading_seconds": seconds}
     figures["question"] = ask(model, tokenizer, ids, memories[lengths[-1]])
@@ -90,16 +72,6 @@ def main(options: Options) -> None:
     path = write(options.name, figures)
     sys.stdout.write(f"{format_table(figures['table'], {name: name for name in figures['table'][0]})}\n")
     sys.stdout.write(f"{figures['question']}\nwritten to {path}\n")
-
-
-def book(tokenizer: Any, tokens: int) -> Tensor:
-    """So many tokens of real text, (1, tokens)."""
-    ids: list[int] = []
-    for document in load_documents("stdlib", "train"):
-        ids += tokenizer(document.text, add_special_tokens=False)["input_ids"]
-        if len(ids) >= tokens:
-            return torch.tensor([ids[:tokens]])
-    raise ValueError(f"the text has {len(ids)} tokens, not {tokens}")
 
 
 def read(model: HMTForCausalLM, ids: Tensor, lengths: list[int]) -> tuple[dict[int, MemoryState], dict[int, float]]:
@@ -162,7 +134,7 @@ def rounds(model: HMTForCausalLM, ids: Tensor, memories: dict[int, MemoryState],
             clock = Clock()
             write_text(clock)
             if number:  # the first round warms up
-                measured[name].append(clock.milliseconds_per_token)
+                measured[name].append(statistics.mean(clock.gaps) * 1e3)
     return measured
 
 
