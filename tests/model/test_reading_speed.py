@@ -99,6 +99,18 @@ def test_only_segments_that_are_read_fast_pass_through_the_map() -> None:
 
 
 @torch.no_grad()
+def test_what_a_fast_segment_recalls_passes_through_the_map() -> None:
+    model = dynamic(memory_gain=2.0)
+    recall_only(model, oldest=False)
+    ids = random_ids(1, 34)
+    expected = model(ids).logits
+    model.memory.memory_map.forward = lambda embeddings: -embeddings
+    got = model(ids).logits
+    assert torch.equal(got[:, :20], expected[:, :20])
+    assert (got - expected)[:, 20:].abs().max() > 1e-2
+
+
+@torch.no_grad()
 def test_what_a_fast_segment_leaves_is_kept_in_the_space_of_normal_ones() -> None:
     model = dynamic(mem_recall_context=20)
     recall_only(model, oldest=False)
