@@ -112,12 +112,15 @@ def _question(name: str, row: dict[str, Any]) -> Question:
     answers = row["answers"]
     if not isinstance(row["context"], str) or not isinstance(row["prompt"], str):
         raise TypeError("context and prompt must be texts")
+    answers = (answers,) if isinstance(answers, str) else tuple(answers)
+    if not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("answers must be texts")
     return Question(
         name=str(row.get("name") or name),
         source=str(row.get("source") or fingerprint(row["context"])),
         context=row["context"],
         prompt=row["prompt"],
-        answers=(answers,) if isinstance(answers, str) else tuple(answers),
+        answers=answers,
         choices=tuple(row.get("choices") or ()),
         supporting=tuple((int(start), int(end)) for start, end in row.get("supporting") or ()),
         length=row.get("length"),

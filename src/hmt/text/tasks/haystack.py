@@ -182,7 +182,7 @@ class Haystack:
 
     def _take(self, pieces: Iterator[str], room: int) -> list[str]:
         """Pieces that fill the room; the last one is cut after a word."""
-        taken = []
+        taken = list[str]()
         for piece in pieces:
             if (size := self._measure(piece)) > room:
                 head, _ = self._cut(piece, room)
