@@ -18,12 +18,12 @@ from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
-from hmt.options import WITHOUT_MEMORY, EvaluateOptions
+from hmt.options import WITHOUT_MEMORY, EvaluateOptions, parse_counts
 from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
-from hmt.text.augment import augment
-from hmt.text.batches import TokenDocument, tokenize
-from hmt.text.tasks import load_documents, load_questions, settings_of
+from hmt.text.augment import read_enough
+from hmt.text.batches import TokenDocument
+from hmt.text.tasks import iter_documents, load_questions, settings_of
 from hmt.training import matching
 
 logger = logging.getLogger(__name__)
@@ -164,8 +164,12 @@ def _scores(
         if options.interleave_dataset or options.dilate_dataset:
             raise ValueError("interleave_dataset and dilate_dataset are for text; this task has questions")
         return QuestionScores(questions, options, tokenizer)
-    documents = tokenize(load_documents(options.task_name, options.split, **settings), tokenizer, num_embeddings)
-    return TargetScores(augment(documents, options, tokenizer, num_embeddings), options, tokenizer)
+    texts = iter_documents(options.task_name, options.split, **settings)
+    longest = parse_counts(options.lengths)[-1]
+    documents = read_enough(texts, options, tokenizer, num_embeddings, longest, options.max_documents)
+    if not documents:
+        raise ValueError(f"{options.task_name} has no text in its {options.split} split")
+    return TargetScores(documents, options, tokenizer)
 
 
 def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, list[str]]]:

@@ -17,10 +17,12 @@ from hmt.model.loading import load
 from hmt.options import TrainOptions
 from hmt.options.base import parse_share
 from hmt.text.answers import tokenize_questions
-from hmt.text.augment import augment
+from hmt.text.augment import augment, read_enough
 from hmt.text.batches import Readable, Sample, tokenize
-from hmt.text.tasks import load_documents, load_questions, settings_of
+from hmt.text.questions import Question
+from hmt.text.tasks import iter_documents, load_documents, load_questions, settings_of
 from hmt.training import progress
+from hmt.training.curriculum import Stage
 from hmt.training.launch import is_cut_up
 from hmt.training.loop import Training
 from hmt.training.scoring import held_out
@@ -52,7 +54,11 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
     texts = _Texts(options, tokenizer, len(model.embedding_table))
     training = Training(model, options, tokenizer, saved, keep)
     samples = _test_samples(training, texts) if options.test_step else []  # before hours of training
-    figures = training.run(texts.split("train"), texts.split("validation") if options.eval_step else None)
+    validation = None
+    if options.eval_step:
+        longest = max(_sample_tokens(training, stage) for stage in training.stages)
+        validation = texts.held_out("validation", longest, options.eval_samples)
+    figures = training.run(texts.train(), validation)
     if figures["interrupted"]:
         return figures, f"stopped at step {figures['steps']}; {_how_to_go_on(training)}"
     closing = (
@@ -95,25 +101,48 @@ class _Texts:
                 "train, validation and test"
             )
 
-    def split(self, name: str) -> Sequence[Readable]:
-        """The questions of a split, or its documents where the task is plain text.
+    def train(self) -> Sequence[Readable]:
+        """The questions of the train split, or its documents where the task is plain text.
 
         Raises:
             ValueError: If questions are to be mixed or dilated.
         """
         options = self._options
-        number, share = parse_share(options.train_set_split if name == "train" else None)
-        limit = number or (options.max_documents if name == "train" else None)
-        questions = load_questions(options.task_name, name, limit=limit, **self._settings)
-        if questions:
-            if options.interleave_dataset or options.dilate_dataset:
-                raise ValueError("interleave_dataset and dilate_dataset are for text; this task has questions")
-            questions = questions[: math.ceil(share * len(questions))]
-            return tokenize_questions(questions, self._tokenizer, self._num_embeddings)
-        documents = load_documents(options.task_name, name, limit=limit, **self._settings)
+        number, share = parse_share(options.train_set_split)
+        limit = number or options.max_documents
+        if questions := self._questions("train", limit):
+            return self._tokens(questions[: math.ceil(share * len(questions))])
+        documents = load_documents(options.task_name, "train", limit=limit, **self._settings)
         documents = documents[: math.ceil(share * len(documents))]
         tokens = tokenize(documents, self._tokenizer, self._num_embeddings)
         return augment(tokens, options, self._tokenizer, self._num_embeddings)
+
+    def held_out(self, split: str, sample_tokens: int, count: int) -> Sequence[Readable]:
+        """As much of another split as so many samples can need.
+
+        That is the first `count` questions, or the documents up to the `count`th that holds a whole sample.
+
+        Raises:
+            ValueError: If the split has no text.
+        """
+        options = self._options
+        if questions := self._questions(split, count):
+            return self._tokens(questions)
+        documents = iter_documents(options.task_name, split, **self._settings)
+        found = read_enough(documents, options, self._tokenizer, self._num_embeddings, sample_tokens, count)
+        if not found:
+            raise ValueError(f"{options.task_name} has no text in its {split} split")
+        return found
+
+    def _questions(self, split: str, limit: int | None) -> list[Question]:
+        options = self._options
+        questions = load_questions(options.task_name, split, limit=limit, **self._settings)
+        if questions and (options.interleave_dataset or options.dilate_dataset):
+            raise ValueError("interleave_dataset and dilate_dataset are for text; this task has questions")
+        return questions
+
+    def _tokens(self, questions: Sequence[Question]) -> Sequence[Readable]:
+        return tokenize_questions(questions, self._tokenizer, self._num_embeddings)
 
 
 def _resumed(options: TrainOptions) -> progress.Saved | None:
@@ -139,9 +168,14 @@ def _how_to_go_on(training: Training) -> str:
 def _test_samples(training: Training, texts: _Texts) -> list[Sample]:
     """Samples of the test split."""
     options = training.options
-    stage = training.stages[-1]
-    length = options.test_length or stage.segments * stage.reader(training.model).config.fresh_tokens
-    return held_out(texts.split("test"), length, options.test_step or DEFAULT_TEST_SAMPLES)
+    length = options.test_length or _sample_tokens(training, training.stages[-1])
+    count = options.test_step or DEFAULT_TEST_SAMPLES
+    return held_out(texts.held_out("test", length, count), length, count)
+
+
+def _sample_tokens(training: Training, stage: Stage) -> int:
+    """Tokens of a sample of a stage."""
+    return stage.segments * stage.reader(training.model).config.fresh_tokens
 
 
 def _test(training: Training, samples: list[Sample], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str]:

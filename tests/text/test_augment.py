@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt.options import EvaluateOptions
-from hmt.text.augment import augment, dilate, interleave
+from hmt.text.augment import augment, dilate, interleave, read_enough
 from hmt.text.batches import TokenDocument, cut
+from hmt.text.documents import Document
+from hmt.text.tasks import iter_documents
 
 
 def documents(*lengths: int) -> list[TokenDocument]:
@@ -72,3 +76,56 @@ def test_evaluation_scores_mixed_text(tmp_path: Path, backbone_dir: Path, run_cl
     assert status == 0, complaint
     (span,) = json.loads((tmp_path / "figures.json").read_text())["spans"]
     assert span["document"] == "test/a.txt + test/b.txt"
+
+
+def endless() -> Iterator[Document]:
+    """A short document and a long one in turn, without end."""
+    return (Document(str(number), "x" * (50 if number % 2 else 10)) for number in count())
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [({}, 6), ({"interleave_dataset": True}, 3), ({"dilate_dataset": True, "dilate_len": 10}, 6)],
+    ids=str,
+)
+def test_no_more_is_read_than_makes_enough_long_documents(
+    more: dict[str, Any], expected: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = endless()
+    found = read_enough(texts, EvaluateOptions(**more), tokenizer, 300, 40, 3)
+    assert len(found) == expected
+    assert sum(len(document.ids) >= 40 for document in found) == 3
+    assert next(texts).name == "6"
+    everything = read_enough(islice(endless(), 7), EvaluateOptions(**more), tokenizer, 300, 40, None)
+    assert all(torch.equal(one.ids, other.ids) for one, other in zip(found[:3], everything[:3], strict=True))
+
+
+@pytest.mark.parametrize("enough", [None, 3])
+def test_a_stream_without_long_documents_comes_to_an_end(
+    enough: int | None, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmt.text.augment.MAX_STREAMED", 20)
+    assert len(read_enough(endless(), EvaluateOptions(streaming=True), tokenizer, 300, 90, enough)) == 20
+
+
+def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"text": " "}\n{"text": "a"}\nnot json\n')
+    texts = iter_documents(str(tmp_path), "test")
+    assert next(texts).text == "a"
+    with pytest.raises(ValueError, match="line 3"):
+        next(texts)
+
+
+def test_evaluation_and_training_read_as_far_as_they_need(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    row = json.dumps({"text": "a story that goes on " * 8}) + "\n"
+    for split in ("train", "validation", "test"):
+        rows = row * 3 if split == "train" else json.dumps({"text": "short"}) + "\n" + row * 2 + "not json\n"
+        (tmp_path / f"{split}.jsonl").write_text(rows)
+    model = ("--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 20, "--num_sensory", 4)
+    status, said, complaint = run_cli("evaluate", *model, "--lengths", "80", "--max_documents", 2)
+    assert status == 0, complaint
+    assert "2 document(s)" in said
+    more = ("--eval_step", 1, "--eval_samples", 2, "--test_step", 2, "--save_ckpt", tmp_path / "ckpt")
+    status, said, complaint = run_cli("train", *model, *more, "--training_step", 1, "--bptt_depth", 3)
+    assert status == 0, complaint
+    assert "of 2 samples" in said

@@ -76,7 +76,7 @@ def test_the_standard_library_is_split_by_name_alone() -> None:
 
 def test_a_task_is_a_directory_or_a_name(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("a", " ", "b", "c")))
-    assert [d.text for d in load_documents(str(tmp_path), "test", limit=3)] == ["a", "b"]
+    assert [d.text for d in load_documents(str(tmp_path), "test", limit=2)] == ["a", "b"]
     with pytest.raises(FileNotFoundError, match="no task directory at /no/such"):
         load_documents("/no/such", "test")
     (tmp_path / "notes.pdf").write_text("x")

@@ -6,20 +6,25 @@ the other or of filler (see `metrics/topics.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hmt.options.base import AugmentOptions
-from hmt.text.batches import TokenDocument, check_vocabulary
+from hmt.text.batches import TokenDocument, check_vocabulary, tokenize
+from hmt.text.documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILLER = -1
 """Origin of a token that is from no document."""
+
+MAX_STREAMED = 10_000
+"""Documents of a stream that are read at most in search of long ones: a stream need not end."""
 
 
 def augment(
@@ -39,6 +44,44 @@ def augment(
         check_vocabulary(ids[:1], num_embeddings)
         return dilate(documents, options.dilate_len, ids[0])
     return list(documents)
+
+
+def read_enough(
+    documents: Iterable[Document],
+    options: AugmentOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    num_embeddings: int,
+    tokens: int,
+    count: int | None,
+) -> list[TokenDocument]:
+    """Documents as tokens, mixed or dilated as asked for, read until enough of them are long enough.
+
+    Args:
+        documents: Read one by one, and no further than needed; of a stream (`streaming`) at most MAX_STREAMED.
+        options: Say how documents are mixed or dilated, and whether they are a stream.
+        tokenizer: Of the model.
+        num_embeddings: Of the model.
+        tokens: That make a document long enough, after mixing.
+        count: So many of these are enough; all documents where None.
+
+    Returns:
+        All that were read, the short ones too.
+
+    Raises:
+        ValueError: As `augment` and `tokenize` do.
+    """
+    if options.streaming:
+        documents = islice(documents, MAX_STREAMED)
+    if count is None:
+        return augment(tokenize(list(documents), tokenizer, num_embeddings), options, tokenizer, num_embeddings)
+    read: list[TokenDocument] = []
+    found, rest = 0, iter(documents)
+    while found < count and (pair := list(islice(rest, 2 if options.interleave_dataset else 1))):
+        pieces = tokenize(pair, tokenizer, num_embeddings)
+        read += pieces
+        mixed = augment(pieces, options, tokenizer, num_embeddings)
+        found += sum(len(document.ids) >= tokens for document in mixed)
+    return augment(read, options, tokenizer, num_embeddings)
 
 
 def interleave(documents: Sequence[TokenDocument], tokens: int) -> list[TokenDocument]:

@@ -34,6 +34,9 @@ class Question:
         supporting: Ranges of characters [start, end) of the context that the answer rests on, where they are known.
         length: Length that a generated context was made for, in tokens (or words, where no tokenizer measured it).
         depth: Where in a generated context the answer stands, 0 at its beginning, 1 at its end.
+
+    Raises:
+        ValueError: If there is no answer, or none but blank ones.
     """
 
     name: str
@@ -45,6 +48,10 @@ class Question:
     supporting: tuple[Range, ...] = ()
     length: int | None = None
     depth: float | None = None
+
+    def __post_init__(self) -> None:
+        if not any(answer.strip() for answer in self.answers):
+            raise ValueError(f"answers must hold at least one text, question {self.name} has none")
 
     @property
     def shown(self) -> str:
@@ -105,12 +112,15 @@ def _question(name: str, row: dict[str, Any]) -> Question:
     answers = row["answers"]
     if not isinstance(row["context"], str) or not isinstance(row["prompt"], str):
         raise TypeError("context and prompt must be texts")
+    answers = (answers,) if isinstance(answers, str) else tuple(answers)
+    if not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("answers must be texts")
     return Question(
         name=str(row.get("name") or name),
         source=str(row.get("source") or fingerprint(row["context"])),
         context=row["context"],
         prompt=row["prompt"],
-        answers=(answers,) if isinstance(answers, str) else tuple(answers),
+        answers=answers,
         choices=tuple(row.get("choices") or ()),
         supporting=tuple((int(start), int(end)) for start, end in row.get("supporting") or ()),
         length=row.get("length"),

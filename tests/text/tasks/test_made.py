@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 
 from hmt.text.documents import hash_split
 from hmt.text.questions import Question
-from hmt.text.tasks import load_questions
-from hmt.text.tasks.babi import made, stories_of
+from hmt.text.tasks import count_words, load_questions
+from hmt.text.tasks.babi import PEOPLE, made, stories_of
 from hmt.text.tasks.haystack import plant
+from tests.conftest import byte_tokenizer
+
+BYTES = byte_tokenizer()
 
 
 @pytest.fixture
@@ -40,10 +44,51 @@ def test_every_length_and_depth_comes_as_often_and_is_met(task: str, subset: str
     for question in questions:
         assert question.length is not None
         assert question.depth is not None
-        assert question.length - 500 < len(question.context) <= question.length
-        start, end = question.supporting[-1]
-        room = len(question.context) - (end - start)
-        assert start / room == pytest.approx(question.depth, abs=0.35 if task == "babi" else 0.13)
+        assert 0.97 * question.length < len(question.context) <= question.length
+        assert misplaced(question, len) < 0.03
+
+
+def misplaced(question: Question, count: Callable[[str], int]) -> float:
+    """The share of the context by which the last supporting range misses the depth."""
+    start, end = question.supporting[-1]
+    assert question.depth is not None
+    room = count(question.context) - count(question.context[start:end])
+    return abs(count(question.context[:start]) / room - question.depth)
+
+
+def in_bytes(text: str) -> int:
+    """Tokens of the tokenizer of bytes."""
+    return len(BYTES(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("count", [in_bytes, count_words])
+@pytest.mark.parametrize("subset", ["passkey", "key_value", "qa1", "qa2", "qa3"])
+def test_length_and_depth_are_those_of_tokens_in_a_short_context_of_uneven_lines(
+    subset: str, count: Callable[[str], int], tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    lines = ["".join(rng.choices("abc é", k=rng.choice((5, 50, 1500)))) for _ in range(400)]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    task = "babi" if subset.startswith("qa") else "needle"
+    found = ask(task, str(tmp_path), subset=subset, lengths=(1024,), depths=(0.0, 0.3, 1.0), count_tokens=count)
+    for question in found:
+        assert 0.97 * 1024 < count(question.context) <= 1024
+        # Two facts must stand before the last one that qa3 rests on: its depth cannot be 0.
+        assert misplaced(question, count) < (0.07 if (subset, question.depth) == ("qa3", 0.0) else 0.03)
+
+
+@pytest.mark.parametrize("subset", ["passkey", "key_value", "qa1", "qa2", "qa3"])
+def test_what_does_not_fit_is_refused(subset: str, book: str) -> None:
+    task = "babi" if subset.startswith("qa") else "needle"
+    with pytest.raises(ValueError, match=r"context_lengths must leave room for what is hidden .* got 16"):
+        ask(task, book, subset=subset, lengths=(16,))
+
+
+def test_a_story_takes_at_most_half_of_the_length_where_one_can(book: str) -> None:
+    for subset in ("qa1", "qa2", "qa3"):
+        for question in ask("babi", book, subset=subset, lengths=(700,)):
+            told = [line for line in question.context.split("\n") if line.startswith(PEOPLE)]
+            assert len("\n".join(told)) <= 350
 
 
 def test_the_needle_stands_where_it_is_said_to_stand(book: str) -> None:
@@ -85,15 +130,31 @@ def test_a_passage_is_recited_from_one_book(book: str) -> None:
     for question in ask("recite", book):
         assert question.answers == (question.context,)
         assert question.length is not None
-        assert question.length - 500 < len(question.context) <= question.length
+        assert 0.97 * question.length < len(question.context) <= question.length
         numbers = [int(number) for number in re.findall(r"line (\d+)", question.context)]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def test_needles_of_equal_depth_keep_their_order() -> None:
-    context, ranges = plant(["p", "q"], [("a", 0.5), ("b", 0.5), ("c", 1.0), ("d", 0.0)])
+def test_needles_are_lines_in_their_order_with_their_ranges() -> None:
+    context, ranges = plant([("d", True), ("p", False), ("a", True), ("b", True), ("q", False), ("c", True)])
     assert context == "d\np\na\nb\nq\nc"
-    assert [context[start:end] for start, end in ranges] == ["a", "b", "c", "d"]
+    assert [context[start:end] for start, end in ranges] == ["d", "a", "b", "c"]
+
+
+def test_a_passage_is_of_a_book_that_is_long_enough(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    for name, lines in (("a", 10), ("b", 100), ("c", 10)):
+        (tmp_path / "test" / f"{name}.txt").write_text("\n".join(f"line {n} of {name}" for n in range(lines)))
+    passages = ask("recite", str(tmp_path), lengths=(500,))
+    assert {question.source for question in passages} == {"test/b.txt"}
+    assert all(485 < len(question.context) <= 500 for question in passages)
+
+
+def test_a_haystack_that_cannot_be_read_is_named_with_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmt.text.tasks.loading.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("hmt.text.tasks.loading.offline_mode", lambda: False)
+    with pytest.raises(OSError, match=r"recite cannot read its text; --haystack names another, .*no task 'fineweb'"):
+        load_questions("recite", "test")
 
 
 def follow(facts: tuple[str, ...]) -> tuple[dict[str, str], dict[str, list[str]]]:

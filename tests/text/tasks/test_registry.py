@@ -48,7 +48,7 @@ def copy_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, mark: str 
 
 
 def settings(books: Path, **more: Any) -> dict[str, Any]:
-    return {"haystack": str(books), "lengths": (100, 300), "per_cell": 2, **more}
+    return {"haystack": str(books), "lengths": (120, 300), "per_cell": 2, **more}
 
 
 def questions_of(name: str, split: str, variant: str | None, books: Path) -> list[Question]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from hmt.text.documents import SPLITS
-from hmt.text.tasks.splits import Portion, groups, portions
+from hmt.text.tasks.splits import Portion, balanced, groups, portions
 
 NAMES = [f"document {number}" for number in range(300)]
 
@@ -37,3 +39,10 @@ def test_nothing_stands_in_for_a_split_that_a_copy_lacks() -> None:
 def test_items_that_share_a_key_through_others_are_of_one_group() -> None:
     names = groups([["a", "b"], ["c"], ["b", "d"], ["e", "c"], ["f"]], lambda keys: keys)
     assert names == ["a", "c", "a", "c", "f"]
+
+
+def test_groups_of_uneven_size_still_leave_a_tenth_to_validation_and_test() -> None:
+    names = ["a"] * 24 + ["b"] * 8 + [f"pair {n // 2}" for n in range(26)] + [f"single {n}" for n in range(32)]
+    found = balanced(names)
+    assert Counter(found[name] for name in names) == {"train": 72, "validation": 9, "test": 9}
+    assert balanced(names[::-1]) == found

@@ -4,7 +4,7 @@ A task is one entry of the registry and one function; `load_documents` and `load
 path, or a data set of a hub.
 """
 
-from hmt.text.tasks.loading import find_task, load_documents, load_questions, settings_of, where_from
+from hmt.text.tasks.loading import find_task, iter_documents, load_documents, load_questions, settings_of, where_from
 from hmt.text.tasks.registry import TASKS, task_of
 from hmt.text.tasks.task import Reading, Source, Task, count_words
 
@@ -15,6 +15,7 @@ __all__ = [
     "Task",
     "count_words",
     "find_task",
+    "iter_documents",
     "load_documents",
     "load_questions",
     "settings_of",

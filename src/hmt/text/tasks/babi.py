@@ -10,7 +10,7 @@ from pathlib import Path
 from hmt.text.documents import fingerprint, hash_split
 from hmt.text.questions import Question, ask
 from hmt.text.tables import read_text
-from hmt.text.tasks.haystack import Haystack, cells, plant
+from hmt.text.tasks.haystack import Cell, Haystack, Needles, cells
 from hmt.text.tasks.task import Source, Task
 
 PEOPLE = ("Mary", "John", "Sandra", "Daniel")
@@ -24,7 +24,16 @@ OWN = ("train", "test")
 """Splits of the authors."""
 
 NUM_FACTS = {"qa1": 8, "qa2": 14, "qa3": 24}
-"""Facts of a story that is made here."""
+"""Facts of a story that is made here, where there is room for them."""
+
+FEWEST_FACTS = {"qa1": 1, "qa2": 2, "qa3": 3}
+"""Facts without which there is nothing to ask."""
+
+NUM_DRAWN = 90
+"""Stories that are made for one context, at most; of these that is told which fits best."""
+
+NEAR = 0.01
+"""Share of the length by which the last supporting fact of a story that fits misses its depth, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,36 +50,60 @@ def babi(source: Source) -> Iterator[Question]:
     """Stories whose facts lie scattered in books, in their order.
 
     The last fact that a question rests on stands at the depth asked for, the facts before and after it anywhere before
-    and after it.
+    and after it. Stories are preferred that take at most half of the length and have room on both sides of that fact;
+    where none has, the one that comes nearest to it is told.
     """
     variant = source.variant
     stories = list(_told(source)) if source.directory is not None else None
     choices = tuple(sorted({story.answer for story in stories})) if stories is not None else PLACES
     haystack = Haystack(source)
+    fitting: dict[tuple[int, float], list[Story]] = {}
     for cell in cells(source.reading):
         rng = source.random(variant, cell)
-        story = rng.choice(stories) if stories is not None else made(variant, source.split, rng)
-        needles = list(zip(story.facts, _depths(story, cell.depth, rng), strict=True))
-        book, pieces = haystack.take(cell.length - haystack.length(story.facts), rng)
-        context, ranges = plant(pieces, needles)
+        if stories is None:
+            story = _made_to_fit(variant, source.split, haystack, cell, rng)
+        else:
+            place = (cell.length, cell.depth)
+            if place not in fitting:
+                misfits = [_misfit(story, haystack, cell) for story in stories]
+                limit = max((False, NEAR), min(misfits))
+                fitting[place] = [story for story, misfit in zip(stories, misfits, strict=True) if misfit <= limit]
+            story = rng.choice(fitting[place])
+        last = max(story.supporting)
+        hidden = haystack.hide(Needles(story.facts[:last], story.facts[last], story.facts[last + 1 :]), cell, rng)
         yield Question(
             name=f"{variant}:{cell.length}:{cell.depth:g}:{cell.number}",
-            source=f"{book}+{fingerprint(' '.join(story.facts))}",
-            context=context,
+            source=f"{hidden.book}+{fingerprint(' '.join(story.facts))}",
+            context=hidden.context,
             prompt=ask(story.question),
             answers=(story.answer,),
             choices=choices,
-            supporting=tuple(ranges[index] for index in sorted(story.supporting)),
+            supporting=tuple(hidden.ranges[index] for index in sorted(story.supporting)),
             length=cell.length,
             depth=cell.depth,
         )
 
 
-def _depths(story: Story, depth: float, rng: random.Random) -> list[float]:
+def _misfit(story: Story, haystack: Haystack, cell: Cell) -> tuple[bool, float]:
+    """Whether a story takes more than half of the length, and by which share its last supporting fact is misplaced."""
     last = max(story.supporting)
-    before = sorted(rng.uniform(0, depth) for _ in range(last))
-    after = sorted(rng.uniform(depth, 1) for _ in range(len(story.facts) - last - 1))
-    return [*before, depth, *after]
+    before, asked, after = (
+        haystack.length(facts) for facts in (story.facts[:last], story.facts[last : last + 1], story.facts[last + 1 :])
+    )
+    ahead = cell.depth * (cell.length - asked)
+    behind = cell.length - asked - ahead
+    return 2 * (before + asked + after) > cell.length, max(before - ahead, after - behind, 0) / cell.length
+
+
+def _made_to_fit(variant: str, split: str, haystack: Haystack, cell: Cell, rng: random.Random) -> Story:
+    """The first story made that fits, or else the one that does best; the longer it takes, the shorter they get."""
+    found: list[tuple[tuple[bool, float], int, Story]] = []
+    for number in range(NUM_DRAWN):
+        story = made(variant, split, rng, 1 - number / NUM_DRAWN)
+        found.append((_misfit(story, haystack, cell), number, story))
+        if found[-1][0] <= (False, NEAR):
+            return story
+    return min(found, key=lambda one: one[:2])[2]
 
 
 def _told(source: Source) -> Iterator[Story]:
@@ -117,8 +150,14 @@ def stories_of(file: Path) -> Iterator[Story]:
             raise ValueError(f"{file}, line {row}, must give a question, its answer and the facts behind it")
 
 
-def made(variant: str, split: str, rng: random.Random) -> Story:
+def made(variant: str, split: str, rng: random.Random, share: float = 1.0) -> Story:
     """A story of a small world, by its rules; it belongs to the split by the hash of its facts.
+
+    Args:
+        variant: Of the questions.
+        split: "train", "validation" or "test".
+        rng: Makes it.
+        share: Of the usual number of facts.
 
     Raises:
         ValueError: If this variant is only told in the authors' files.
@@ -127,9 +166,10 @@ def made(variant: str, split: str, rng: random.Random) -> Story:
         raise ValueError(
             f"babi {variant} needs the authors' files: --hub_map babi=DIR; {', '.join(NUM_FACTS)} are made here"
         )
+    num_facts = max(round(share * NUM_FACTS[variant]), FEWEST_FACTS[variant])
     while True:
         world = _World(rng)
-        for _ in range(NUM_FACTS[variant]):
+        for _ in range(num_facts):
             world.go_on(with_things=variant != "qa1")
         story = world.asked(variant)
         if story is not None and hash_split(" ".join(story.facts)) == split:

@@ -39,19 +39,36 @@ def load_documents(task_name: str, split: str, *, limit: int | None = None, **se
     Args:
         task_name: A task of the registry, a directory with splits, a file (which is the split asked for), or a hub id.
         split: "train", "validation" or "test".
-        limit: At most so many documents.
+        limit: At most so many documents; blank ones do not count.
         settings: Fields of `Reading`, such as `subset`, `text_column`, `seed`, `shuffle`, `streaming`.
 
     Raises:
         OSError: If there is no such task or split, or no hub to ask.
         ValueError: If a file cannot be read as text.
     """
-    reading = Reading(**settings)
-    found = list(islice(_in_order(_documents(task_name, split, reading), task_name, reading), limit))
-    found = [document for document in found if document.text.strip()]
+    found = list(islice(iter_documents(task_name, split, **settings), limit))
     if not found:
         raise ValueError(f"{task_name} has no text in its {split} split")
     return found
+
+
+def iter_documents(task_name: str, split: str, **settings: Any) -> Iterator[Document]:
+    """Documents of a task one by one, as `load_documents` gives them: no more is read than is taken.
+
+    Only to `shuffle` them all are read first, unless they are a stream of the hub. Blank ones are left out.
+
+    Args:
+        task_name: As for `load_documents`.
+        split: "train", "validation" or "test".
+        settings: Fields of `Reading`.
+
+    Raises:
+        OSError: If there is no such task or split, or no hub to ask.
+        ValueError: If a file cannot be read as text.
+    """
+    reading = Reading(**settings)
+    documents = _in_order(_documents(task_name, split, reading), task_name, reading)
+    return (document for document in documents if document.text.strip())
 
 
 def load_questions(task_name: str, split: str, *, limit: int | None = None, **settings: Any) -> list[Question]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hmt.text.documents import hash_split
 from hmt.text.questions import Question
-from hmt.text.tasks.haystack import Haystack, cells, plant
+from hmt.text.tasks.haystack import Cell, Haystack, Needles, cells
 from hmt.text.tasks.task import Source, Task
 
 NUM_PAIRS = 16
@@ -24,20 +24,36 @@ def needle(source: Source) -> Iterator[Question]:
     for cell in cells(source.reading):
         rng = source.random(source.variant, cell)
         asked, others, prompt, answer = make(rng, source.split)
-        needles = [(asked, cell.depth), *((other, rng.random()) for other in others)]
-        room = cell.length - haystack.length([text for text, _ in needles])
-        book, pieces = haystack.take(room, rng)
-        context, ranges = plant(pieces, needles)
+        hidden = haystack.hide(_around(asked, others, haystack, cell, rng), cell, rng)
         yield Question(
             name=f"{source.variant}:{cell.length}:{cell.depth:g}:{cell.number}",
-            source=book,
-            context=context,
+            source=hidden.book,
+            context=hidden.context,
             prompt=prompt,
             answers=(answer,),
-            supporting=(ranges[0],),
+            supporting=(hidden.asked,),
             length=cell.length,
             depth=cell.depth,
         )
+
+
+def _around(asked: str, others: list[str], haystack: Haystack, cell: Cell, rng: random.Random) -> Needles:
+    """The other needles before and after the one asked for: by chance, as many as there is room for on each side."""
+    ahead = cell.depth * (cell.length - haystack.length([asked]))
+    behind = cell.length - haystack.length([asked]) - ahead
+    before, after = list[str](), list[str]()
+    for other in others:
+        size = haystack.length([other])
+        is_before = rng.random() < cell.depth
+        if (ahead if is_before else behind) < size <= (behind if is_before else ahead):
+            is_before = not is_before
+        if is_before:
+            before.append(other)
+            ahead -= size
+        else:
+            after.append(other)
+            behind -= size
+    return Needles(before, asked, after)
 
 
 def _pass_key(rng: random.Random, split: str) -> tuple[str, list[str], str, str]:
@@ -66,18 +82,16 @@ def recite(source: Source) -> Iterator[Question]:
     haystack = Haystack(source, RECITED)
     for number in range(source.reading.per_cell * len(source.reading.depths)):
         for length in source.reading.lengths:
-            book, pieces = haystack.take(length, source.random(length, number), one_book=True)
-            passage = "\n".join(pieces)
-            if passage:
-                yield Question(
-                    name=f"recite:{length}:{number}",
-                    source=book,
-                    context=passage,
-                    prompt="\n\nThe same text again, from the beginning:\n\n",
-                    answers=(passage,),
-                    supporting=((0, len(passage)),),
-                    length=length,
-                )
+            book, passage = haystack.passage(length, source.random(length, number))
+            yield Question(
+                name=f"recite:{length}:{number}",
+                source=book,
+                context=passage,
+                prompt="\n\nThe same text again, from the beginning:\n\n",
+                answers=(passage,),
+                supporting=((0, len(passage)),),
+                length=length,
+            )
 
 
 TASKS = (

@@ -9,7 +9,7 @@ from typing import Any
 from hmt.text.documents import fingerprint, hash_split
 from hmt.text.questions import Question, ask, joined
 from hmt.text.tables import read_json, table_rows
-from hmt.text.tasks.splits import groups
+from hmt.text.tasks.splits import balanced, groups
 from hmt.text.tasks.task import Source, Task
 
 NUM_DISTRACTORS = 12
@@ -20,11 +20,13 @@ def eda_qa(source: Source) -> Iterator[Question]:
     """Questions with the passages of the documentation that answer them, known as supporting.
 
     In the variant simple the context is these passages; in hard they lie in random order among distractors. Questions
-    that share a passage are of one split, and so are the distractors: a passage that no question rests on belongs to
-    the split of its own hash.
+    that share a passage are of one split, and a tenth of all are of validation and of test each (`balanced`: by hash
+    the largest groups would decide). So are the distractors: a passage that no question rests on belongs to the split
+    of its own hash.
     """
     rows = [row for _, row in table_rows(_needed(source, "ORD-QA.jsonl"))]
     grouped = [fingerprint(group) for group in groups(rows, lambda row: row["reference"])]
+    split_of = balanced(grouped)
     referenced = {passage for row in rows for passage in row["reference"]}
     hard = source.variant == "hard"
     spare = []
@@ -32,7 +34,7 @@ def eda_qa(source: Source) -> Iterator[Question]:
         passages = _documentation(_needed(source, "openroad_documentation.json"))
         spare = [text for name, text in passages.items() if name not in referenced and hash_split(name) == source.split]
     for row, group in zip(rows, grouped, strict=True):
-        if hash_split(group) != source.split:
+        if split_of[group] != source.split:
             continue
         supporting = [_body(text) for text in row["reference_content"]]
         order = [*supporting]

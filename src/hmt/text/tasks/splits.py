@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hmt.text.documents import SPLITS, hash_split
+from hmt.text.documents import SPLITS, fingerprint, hash_split
 
 Item = TypeVar("Item")
 
@@ -74,3 +75,23 @@ def groups(items: Sequence[Item], keys: Callable[[Item], Iterable[str]]) -> list
         for other in roots[1:]:
             parent[other] = roots[0]
     return [root(next(iter(keys(item)))) for item in items]
+
+
+def balanced(names: Sequence[str]) -> dict[str, str]:
+    """The split of each group: a tenth of all items each for validation and test, as nearly as whole groups allow.
+
+    Where a few groups hold most of the items, a hash of each leaves splits all but empty. So the largest group comes
+    first, each goes to the split that lacks most of its share, and equally large ones come in the order of a hash. A
+    source with other items is cut up anew.
+
+    Args:
+        names: The group of each item.
+    """
+    sizes = Counter(names)
+    lacking = {"train": 8 * len(names), "validation": len(names), "test": len(names)}  # tenths of items
+    found = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], fingerprint(name))):
+        split = max(lacking, key=lambda split: lacking[split])
+        lacking[split] -= 10 * sizes[name]
+        found[name] = split
+    return found
