@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,11 @@ def test_stories_are_asked_about_whole_or_in_summary(tmp_path: Path, monkeypatch
     assert story.context.endswith("went home.")
     assert summary.context == "Home."
     assert story.answers == summary.answers
+
+
+def test_a_task_with_an_answer_that_is_blank_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies.eda_qa(tmp_path, "first")
+    file = tmp_path / "ORD-QA.jsonl"
+    file.write_text(re.sub(r'"answer": "[^"]*"', '"answer": " "', file.read_text()))
+    with pytest.raises(ValueError, match=r"answers must hold at least one text, question ORD-QA:\d+ has none"):
+        read("eda_qa", tmp_path, monkeypatch)
