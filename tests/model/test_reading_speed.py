@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hmt import HMTConfig, HMTForCausalLM, MemoryState
+from hmt.model.splice import Window
 from tests.conftest import make_backbone, make_model, random_ids
 
 
@@ -50,9 +51,9 @@ def test_a_fast_window_is_as_long_as_a_normal_one(monkeypatch: pytest.MonkeyPatc
     widths = []
     whole = HMTForCausalLM._body
 
-    def noted(self: HMTForCausalLM, window: object) -> Tensor:
+    def noted(self: HMTForCausalLM, window: Window, comes_again: bool) -> Tensor:
         widths.append(int(window.mask.sum(dim=1).max()))
-        return whole(self, window)
+        return whole(self, window, comes_again)
 
     monkeypatch.setattr(HMTForCausalLM, "_body", noted)
     model(random_ids(1, 10 + 10 + 14 * 2))
