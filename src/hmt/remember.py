@@ -75,9 +75,19 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     if state is None:
         raise ValueError(f"there is no text in {options.text}")
     state.save(options.out)
+    figures, closing = _summary(state, before, meter, options.out)
+    if options.explain:
+        segments = kept_segments(state, tokenizer)
+        figures["kept"] = [asdict(segment) for segment in segments]
+        closing += f"\n{describe_kept(segments)}"
+    return figures, closing
+
+
+def _summary(state: MemoryState, before: int, meter: Meter, out: Path) -> tuple[dict[str, Any], str]:
+    """Figures of a reading that went on from `before` tokens, and a closing line."""
     tokens = int(state.tokens_read[0])
     rate = (tokens - before) / meter.seconds
-    file_bytes = options.out.stat().st_size
+    file_bytes = out.stat().st_size
     figures: dict[str, Any] = {
         "tokens": tokens,
         "new_tokens": tokens - before,
@@ -89,12 +99,8 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     }
     closing = (
         f"read {tokens - before:,} tokens ({rate:.0f}/s), {tokens:,} in all; "
-        f"{figures['memory_embeddings']} memory embeddings in {options.out} ({file_bytes / 1e3:.0f} kB)"
+        f"{figures['memory_embeddings']} memory embeddings in {out} ({file_bytes / 1e3:.0f} kB)"
     )
-    if options.explain:
-        segments = kept_segments(state, tokenizer)
-        figures["kept"] = [asdict(segment) for segment in segments]
-        closing += f"\n{describe_kept(segments)}"
     return figures, closing
 
 
