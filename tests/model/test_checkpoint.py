@@ -107,6 +107,20 @@ def test_an_adapter_is_saved_in_the_format_of_peft(by_name: bool, backbone_dir: 
     assert base == (str(backbone_dir) if by_name else None)
 
 
+def test_an_adapter_is_float32_on_a_backbone_in_half_precision(backbone_dir: Path, tmp_path: Path) -> None:
+    model = HMTForCausalLM.from_backbone(backbone_dir, dtype="bfloat16", segment_length=20, num_sensory=4)
+    model.add_lora(rank=4)
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path, dtype="bfloat16")
+    assert_same_model(loaded, model.eval())
+    dtypes = {"lora_" in name: parameter.dtype for name, parameter in loaded.backbone.named_parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
 def test_settings_can_change_when_loading(tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path)

@@ -52,16 +52,25 @@ def test_a_detached_memory_lets_no_gradient_through() -> None:
     assert first.bank.embeddings.grad is None
 
 
-def test_the_recomputed_head_gives_the_gradients_of_whole_logits() -> None:
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_head_that_keeps_no_logits_gives_the_gradients_of_whole_logits(frozen: bool) -> None:
     model = make_model().train()
+    if frozen:
+        model.freeze_backbone()
+        model.add_lora(rank=2, dropout=0.0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
     ids = random_ids(2, 50)
     gradients = []
     for return_logits in (True, False):
         model.zero_grad()
-        model(ids, labels=ids, return_logits=return_logits).loss.backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        nll = model(ids, labels=ids, return_logits=return_logits).nll
+        (nll * torch.linspace(0.1, 2, nll.numel()).view(nll.shape)).sum().backward()  # targets that count differently
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert any("lora_" in name for name in gradients[0]) == frozen
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-4)
 
 
 def test_truncation_really_cuts() -> None:

@@ -154,8 +154,9 @@ class CheckpointedModel(MemoryModel):
         self.backbone.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
         )
+        _keep_float32(self.backbone)
         self.backbone.train(self.backbone.training)  # new layers start in training mode whatever the others are in
-        self._name_adapter_base()
+        self._name_adapter_base(self._hub_name)
 
     @property
     def has_adapter(self) -> bool:
@@ -207,8 +208,13 @@ class CheckpointedModel(MemoryModel):
         if self.has_adapter:
             prefix = "backbone."
             adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-            self._name_adapter_base()
+            self._name_adapter_base(
+                None
+            )  # PEFT asks the hub about a base that has a name, and waits where there is none
             self.backbone.save_pretrained(path / ADAPTER_FOLDER, state_dict=adapter)
+            self._name_adapter_base(self._hub_name)
+            for config in self.backbone.peft_config.values():
+                config.save_pretrained(path / ADAPTER_FOLDER)
 
     def push_to_hub(  # type: ignore[override]  # the others go through kwargs
         self,
@@ -300,8 +306,9 @@ class CheckpointedModel(MemoryModel):
                 model, report = loaded
                 model._fit_new_parameters(report["missing_keys"])
             if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
-                cached_file(path, f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
+                weights = cached_file(path, f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
                 model.backbone.load_adapter(str(Path(adapter).parent))
+                _keep_float32(model.backbone, weights)
         except (SafetensorError, RuntimeError) as error:
             raise OSError(f"cannot load {path}: {first_line(error)}") from error
         return model.eval()
@@ -335,13 +342,28 @@ class CheckpointedModel(MemoryModel):
         """Digest of the backbone's own weights, exact, without an adapter's."""
         return weights_digest((p for name, p in self.backbone.named_parameters() if "lora_" not in name), exact=True)
 
-    def _name_adapter_base(self) -> None:
+    @property
+    def _hub_name(self) -> str | None:
+        """What others know the backbone by."""
         source = self.config.backbone_source
-        name = BUILT_INS[source].hub_id if source in BUILT_INS else source or None
+        return BUILT_INS[source].hub_id if source in BUILT_INS else source or None
+
+    def _name_adapter_base(self, name: str | None) -> None:
         adapters: dict[str, Any] = self.backbone.peft_config
         for adapter in adapters.values():
             adapter.base_model_name_or_path = name
-            adapter.revision = self.config.backbone_revision
+            adapter.revision = name and self.config.backbone_revision
+
+
+def _keep_float32(backbone: PreTrainedModel, weights: str | None = None) -> None:
+    """Adapters are float32 whatever the backbone is, as a file has them: half precision loses small updates."""
+    from peft import set_peft_model_state_dict
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    cast_adapter_dtype(backbone, adapter_name="default")
+    if weights is not None and backbone.dtype != torch.float32:  # they were rounded when they were loaded
+        values = {name.removeprefix("base_model.model."): value for name, value in load_file(weights).items()}
+        set_peft_model_state_dict(backbone, values)
 
 
 def _leave_out_paths(file: Path) -> None:

@@ -6,6 +6,8 @@ t + 1, predicted at position t, so per-target results are (B, T - 1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,8 +72,7 @@ def causal_targets(stream: Stream, parts: list[Tensor]) -> Tensor:
 def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats per target, (B, l) float32, 0 where a target is IGNORED.
 
-    The head runs on the scored positions only, a chunk at a time, and again in the backward pass instead of keeping
-    the logits.
+    The head runs on the scored positions only, a chunk at a time; no logits are kept for the backward pass.
 
     Args:
         backbone: Gives the head.
@@ -80,21 +81,45 @@ def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """
     scored = targets != IGNORED
     states, wanted = hidden[scored], targets[scored]
-    chunks = []
-    for start in range(0, len(wanted), CHUNK_POSITIONS):
-        part = slice(start, start + CHUNK_POSITIONS)
-        if torch.is_grad_enabled() and states.requires_grad:
-            chunks.append(checkpoint(_chunk_nll, backbone, states[part], wanted[part], use_reentrant=False))
-        else:
-            chunks.append(_chunk_nll(backbone, states[part], wanted[part]))
+    parts = zip(states.split(CHUNK_POSITIONS), wanted.split(CHUNK_POSITIONS), strict=True)
     result = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
-    return result.masked_scatter(scored, torch.cat(chunks)) if chunks else result
+    return result.masked_scatter(scored, torch.cat([_chunk_nll(backbone, *part) for part in parts]))
 
 
 def _chunk_nll(backbone: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    if not (torch.is_grad_enabled() and states.requires_grad):
+        return _plain_nll(backbone, states, targets)
+    if any(parameter.requires_grad for parameter in backbone.get_output_embeddings().parameters()):
+        return checkpoint(_plain_nll, backbone, states, targets, use_reentrant=False)  # type: ignore[no-any-return]
+    return _FrozenHeadNLL.apply(states, targets, backbone)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _plain_nll(backbone: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(head(backbone, states).float(), targets, reduction="none")
+
+
+class _FrozenHeadNLL(torch.autograd.Function):
+    """`_plain_nll` of a head that is not trained: the gradient is taken while the logits are there.
+
+    A target's nats depend on its own state alone, so the gradient of their sum has each target's own in its row, to be
+    scaled by whatever comes back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, backbone: PreTrainedModel) -> Tensor:
+        with torch.enable_grad():
+            leaf = states.detach().requires_grad_()
+            nats = _plain_nll(backbone, leaf, targets)
+            ctx.save_for_backward(*torch.autograd.grad(nats.sum(), leaf))
+        return nats.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[0][:, None]).to(gradient.dtype), None, None
 
 
 def logits_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Nats per target from logits (B, l, V) that exist anyway; 0 where a target is IGNORED."""
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view(targets.shape)
