@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from hmt.model.compiled import SUMMARIES, CompiledBody
+from hmt.model.compiled import SUMMARIES, CompiledBody, compile_layers
+from hmt.options import TrainOptions
+from hmt.text.batches import TokenDocument
+from hmt.training.loop import Training
 from tests.conftest import make_model, random_ids
 from tests.model.test_equivalence import assert_same_state
 
@@ -26,6 +29,26 @@ def test_compiled_reading_gives_what_plain_reading_gives() -> None:
     torch.testing.assert_close(got.nll, expected.nll, atol=1e-5, rtol=1e-5)
     assert_same_state(got.memory, expected.memory)
     assert_same_state(model.remember(ids), plain.remember(ids))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_train_as_plain_ones_do(recompute: bool) -> None:
+    torch.compiler.reset()
+    losses = []
+    for compiled in (False, True):
+        options = TrainOptions(segment_length=20, num_sensory=4, stage_1_step=1, training_step=2, batch_size=2,
+                               use_lora=True, lora_dropout=0.0, gradient_checkpointing=recompute,
+                               compile=compiled)  # fmt: skip
+        training = Training(make_model(), options, keep=False)
+        documents = [TokenDocument(str(seed), random_ids(1, 14 * 9 + 5, seed=seed)[0]) for seed in range(4)]
+        losses.append([step["loss"] for step in training.run(documents)["history"]])
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=1e-4)
+
+
+def test_layers_that_are_not_known_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="leave out --compile"):
+        compile_layers(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 @pytest.fixture

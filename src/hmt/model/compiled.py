@@ -1,7 +1,8 @@
-"""The body compiled for the shapes that come again: whole windows, and groups of whole summaries.
+"""Compiled backbones.
 
-Everything else (a text's last, shorter segment, a single summary, training, writing) runs as it is, so no shape is
-compiled for one use.
+For reading, the body is compiled for the shapes that come again: whole windows, and groups of whole summaries.
+Everything else (a text's last, shorter segment, a single summary, writing) runs as it is, so no shape is compiled for
+one use. For training, the layers are compiled, for all shapes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hmt.model.backbone import body
 
@@ -42,3 +44,19 @@ class CompiledBody:
         packed = inductor.patch(freezing=True) if self._packs else contextlib.nullcontext()
         with packed:
             return self._run(embeddings)
+
+
+def compile_layers(backbone: PreTrainedModel) -> None:
+    """Compile a backbone's layers in place, one code for all of them and for windows of any length: for training.
+
+    Unlike a `CompiledBody` they may change, and they keep less for the backward pass: what is cheap to compute again is
+    computed again there.
+
+    Raises:
+        ValueError: If transformers does not tell what the layers of this family are.
+    """
+    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"the layers of {type(backbone).__name__} cannot be compiled one by one; leave out --compile")
+    for layer in layers:
+        layer.compile()

@@ -83,6 +83,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Format to compute in while the weights stay as they are; auto is the launcher's, without one none."""
     gradient_checkpointing: bool = False
     """Keep only the window of each segment and compute it again for the gradient: less memory, more time."""
+    compile: bool = False
+    """Compile the backbone's layers: half a minute at the start, then faster and with less memory."""
     eval_step: int | None = None
     """Score the validation split every so many optimizer steps."""
     eval_samples: int = 8
@@ -128,6 +130,10 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
         if self.streaming and parse_share(self.train_set_split)[1] < 1:
             raise ValueError(
                 f"a share of a stream is not known: train_set_split must be a number, got {self.train_set_split}"
+            )
+        if self.compile and self.inject_autoencoder:
+            raise ValueError(
+                "compile and inject_autoencoder exclude each other: the autoencoder acts inside the layers"
             )
         if self.retrieval_loss_weight < 0:
             raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")

@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.metrics.timing import PartTimes
+from hmt.model.compiled import compile_layers
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
@@ -84,6 +85,8 @@ class Training:
         self.interrupted = False
         choose_trained_parts(model, options)
         parameter_groups(model, options)  # complains where there is nothing to train
+        if options.compile:
+            compile_layers(model.backbone)
         model.checkpoint_segments = options.gradient_checkpointing
         self._tokenizer = tokenizer
         self._saved = saved or Saved()
