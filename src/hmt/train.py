@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from hmt.options.base import parse_share
 from hmt.text.answers import tokenize_questions
 from hmt.text.augment import augment, read_enough
 from hmt.text.batches import Readable, Sample, tokenize
+from hmt.text.documents import Document
 from hmt.text.questions import Question
-from hmt.text.tasks import iter_documents, load_documents, load_questions, settings_of
+from hmt.text.tasks import iter_documents, load_questions, settings_of
 from hmt.training import progress
 from hmt.training.curriculum import Stage
 from hmt.training.launch import is_cut_up
@@ -112,9 +114,13 @@ class _Texts:
         limit = number or options.max_documents
         if questions := self._questions("train", limit):
             return self._tokens(questions[: math.ceil(share * len(questions))])
-        documents = load_documents(options.task_name, "train", limit=limit, **self._settings)
-        documents = documents[: math.ceil(share * len(documents))]
+        documents: Iterable[Document] = islice(iter_documents(options.task_name, "train", **self._settings), limit)
+        if share < 1:
+            held = list(documents)
+            documents = held[: math.ceil(share * len(held))]
         tokens = tokenize(documents, self._tokenizer, self._num_embeddings)
+        if not tokens:
+            raise ValueError(f"{options.task_name} has no text in its train split")
         return augment(tokens, options, self._tokenizer, self._num_embeddings)
 
     def held_out(self, split: str, sample_tokens: int, count: int) -> Sequence[Readable]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from hmt.text import store, stream
 from hmt.text.batches import (
     Sample,
     TokenDocument,
@@ -38,6 +40,38 @@ def test_nothing_is_added_to_a_text(tokenizer: PreTrainedTokenizerFast) -> None:
     (document,) = tokenize([Document("a", text)], tokenizer, 300)
     assert len(document.ids) == len(text.encode())
     assert tokenizer.decode(document.ids) == text
+
+
+def test_many_tokens_lie_in_a_file_and_are_the_same(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a first text " * 50, "", "naïve " * 3000, "a last one"]
+    files = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    held = tokenize([Document(file.name, text) for file, text in zip(files, texts, strict=True)], tokenizer, 300)
+    monkeypatch.setattr(store, "HELD_TOKENS", 1000)
+    monkeypatch.setattr(stream, "PART_CHARACTERS", 500)
+    monkeypatch.setattr(stream, "MARGIN_CHARACTERS", 100)
+    mapped = tokenize((Document(file.name, file) for file in files), tokenizer, 300)
+    assert [document.name for document in mapped] == [document.name for document in held]
+    for one, other in zip(mapped, held, strict=True):
+        assert torch.equal(one.ids, other.ids)
+    assert [len(document.ids) for document in mapped] == [len(text.encode()) for text in texts]
+    assert len(cut(mapped, 100)) == len(cut(held, 100))
+
+
+def test_a_document_in_a_file_is_read_when_it_is_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    document = Document("a", file)
+    file.write_bytes(b" \r\n \n")
+    assert document.is_blank
+    file.write_bytes(b"one\r\ntwo")
+    assert not document.is_blank
+    assert document.text == "".join(document.pieces()) == "one\ntwo"
+    file.write_bytes(b"one \xff")
+    with pytest.raises(ValueError, match="is not UTF-8 text: byte 4"):
+        _ = document.text
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -66,11 +66,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("make", [byte_level_bpe, prefixed_bpe, unigram], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("seed", range(6))
-def test_parts_have_the_tokens_of_the_whole(make: Any, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_parts_have_the_tokens_of_the_whole(make: Any, at_once: int, seed: int, tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), sep_token="<sep>", unk_token=None)
     file = tmp_path / "text.txt"
     file.write_text(awkward_text(seed) + "\r\n" * 5 + awkward_text(seed + 50), newline="")
-    parts = list(token_parts(text_pieces(file), tokenizer))
+    parts = list(token_parts(text_pieces(file), tokenizer, at_once))
     whole = tokenizer(read_text(file), add_special_tokens=False)["input_ids"]
     assert [token for part in parts for token in part] == whole
     assert len(parts) > 5 or make is not byte_level_bpe

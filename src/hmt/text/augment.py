@@ -73,7 +73,7 @@ def read_enough(
     if options.streaming:
         documents = islice(documents, MAX_STREAMED)
     if count is None:
-        return augment(tokenize(list(documents), tokenizer, num_embeddings), options, tokenizer, num_embeddings)
+        return augment(tokenize(documents, tokenizer, num_embeddings), options, tokenizer, num_embeddings)
     read: list[TokenDocument] = []
     found, rest = 0, iter(documents)
     while found < count and (pair := list(islice(rest, 2 if options.interleave_dataset else 1))):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from hmt.text.documents import Document
+from hmt.text.store import TokenStore
+from hmt.text.stream import token_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,8 +22,25 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not scored, as everywhere in transformers."""
 
+DOCUMENTS_AT_ONCE = 256
+"""Documents whose texts are held together."""
+
+PARTS_AT_ONCE = 32
+"""Parts of a long text that a tokenizer works on side by side."""
+
 
 Item = TypeVar("Item")
+Made = TypeVar("Made", covariant=True)
+
+
+class Indexable(Protocol[Made]):
+    """Things by number, which may be made when they are asked for."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Made:
+        """The one of this number."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Readable(Protocol):
     def ids(self) -> Tensor:
         """All tokens, (tokens,) int64."""
 
-    def samples(self, sample_tokens: int) -> list[Sample]:
+    def samples(self, sample_tokens: int) -> Indexable[Sample]:
         """Samples of at most so many tokens."""
 
 
@@ -82,30 +103,69 @@ class TokenDocument:
     ids: Tensor
     origins: Tensor | None = None
 
-    def samples(self, sample_tokens: int) -> list[Sample]:
+    def samples(self, sample_tokens: int) -> Indexable[Sample]:
         """The document cut up; every token is scored, and a rest of at least half a sample is a sample too."""
-        parts = [slice(start, start + sample_tokens) for start in range(0, len(self.ids), sample_tokens)]
-        samples = [
-            Sample(self.ids[part], self.ids[part], (), None if self.origins is None else self.origins[part])
-            for part in parts
-        ]
-        return [sample for sample in samples if len(sample) >= max(sample_tokens // 2, 2)]
+        return _Parts(self, sample_tokens)
 
 
-def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> list[TokenDocument]:
+@dataclass(frozen=True)
+class _Parts:
+    """A document cut into samples, each made when it is asked for: a long text has very many."""
+
+    document: TokenDocument
+    sample_tokens: int
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.document.ids), self.sample_tokens)
+        least = max(self.sample_tokens // 2, 2)
+        return (full if self.sample_tokens >= least else 0) + (rest >= least)
+
+    def __getitem__(self, index: int) -> Sample:
+        start = range(len(self))[index] * self.sample_tokens
+        part, origins = slice(start, start + self.sample_tokens), self.document.origins
+        ids = self.document.ids[part]
+        return Sample(ids, ids, (), None if origins is None else origins[part])
+
+
+def tokenize(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, num_embeddings: int
+) -> list[TokenDocument]:
     """Token ids of documents, with nothing added.
+
+    Text is read and tokenised in parts, and tokens that are many are kept in a file without a name (see `TokenStore`):
+    what documents take in memory does not depend on their size.
 
     Raises:
         ValueError: If a text cannot be written as UTF-8, or the tokenizer gives ids the model has no embedding for.
     """
-    for document in documents:
+    store = TokenStore()
+    names, ends = [], [0]
+    rest = iter(documents)
+    while group := list(islice(rest, DOCUMENTS_AT_ONCE)):
+        for document, parts in _token_parts(group, tokenizer):
+            for ids in parts:
+                check_vocabulary(ids, num_embeddings)
+                store.add(ids)
+            names.append(document.name)
+            ends.append(len(store))
+    tokens = store.tokens()
+    return [TokenDocument(name, tokens[a:b]) for name, a, b in zip(names, ends[:-1], ends[1:], strict=True)]
+
+
+def _token_parts(
+    documents: list[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, Iterable[list[int]]]]:
+    """Token ids of each document: of those in memory all in one call, of files many parts in one."""
+    held = [document for document in documents if isinstance(document.content, str)]
+    for document in held:
         check_text(document.name, document.text)
-    tokens = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
-    check_vocabulary((token for ids in tokens for token in ids), num_embeddings)
-    return [
-        TokenDocument(document.name, torch.tensor(ids, dtype=torch.long))
-        for document, ids in zip(documents, tokens, strict=True)
-    ]
+    texts = [document.text for document in held]
+    together = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+    for document in documents:
+        if isinstance(document.content, str):
+            yield document, [next(together)]
+        else:
+            yield document, token_parts(document.pieces(), tokenizer, PARTS_AT_ONCE)
 
 
 def running_text(
@@ -173,23 +233,24 @@ class Batch:
         return [Batch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
-def cut(texts: Sequence[Readable], sample_tokens: int) -> list[Sample]:
+def cut(texts: Sequence[Readable], sample_tokens: int) -> Indexable[Sample]:
     """Samples of at most so many tokens of all texts; none crosses texts.
 
     Raises:
         ValueError: If no text is long enough for one sample.
     """
-    samples = [sample for text in texts for sample in text.samples(sample_tokens)]
-    if not samples:
+    parts: list[Any] = [text.samples(sample_tokens) for text in texts]
+    samples: Any = ConcatDataset(parts)
+    if not len(samples):
         longest = max(len(text.ids) for text in texts)
         raise ValueError(
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
             f"{longest}; lower --bptt_depth, --segment_length or --test_length"
         )
-    return samples
+    return samples  # type: ignore[no-any-return]
 
 
-def shuffled(samples: Sequence[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
+def shuffled(samples: Indexable[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
     """Samples without end, in an order drawn anew each time all have been read; the first `skip` are left out.
 
     Args:

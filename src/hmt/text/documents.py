@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hmt.text.stream import text_pieces
 from hmt.text.tables import missing_column, read_text, table_rows
 
 SPLITS = ("train", "validation", "test")
@@ -28,10 +29,34 @@ STDLIB_MIN_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it came from."""
+    """A text and where it came from.
+
+    Attributes:
+        name: Where it came from.
+        content: The text, or the file that holds it.
+    """
 
     name: str
-    text: str
+    content: str | Path
+
+    @property
+    def text(self) -> str:
+        """All of it.
+
+        Raises:
+            OSError: If its file cannot be read.
+            ValueError: If its file is not UTF-8.
+        """
+        return self.content if isinstance(self.content, str) else read_text(self.content)
+
+    def pieces(self) -> Iterator[str]:
+        """The text in pieces, which need not be held together; raises as `text` does."""
+        return iter([self.content]) if isinstance(self.content, str) else text_pieces(self.content)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to read."""
+        return not any(piece.strip() for piece in self.pieces())
 
 
 def local_documents(directory: Path, split: str, text_column: str = "text") -> Iterator[Document]:
@@ -61,7 +86,7 @@ def file_documents(file: Path, text_column: str = "text", name: str | None = Non
     """
     name = name or file.name
     if file.suffix in TEXT_SUFFIXES:
-        yield Document(name, read_text(file))
+        yield Document(name, file)
         return
     if file.suffix not in ROW_SUFFIXES:
         raise ValueError(f"{file} is no text: expected {', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}")
@@ -110,7 +135,7 @@ def stdlib_documents(split: str, root: Path | None = None) -> Iterator[Document]
         if {"test", "tests", "site-packages", "dist-packages", "idle_test"} & set(parts):
             continue
         if file.stat().st_size > STDLIB_MIN_BYTES and hash_split(name) == split:
-            yield Document(name, read_text(file))
+            yield Document(name, file)
 
 
 def hash_split(name: str) -> str:

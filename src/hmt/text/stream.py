@@ -1,10 +1,9 @@
 """Token ids of a text that is too long to hold, the same that the whole text has.
 
-Where a text may be cut depends on its tokenizer. Here a cut is tried and checked: the tokens of what stands before and
-after it together must end with the tokens of what stands after it alone. Then the tokens before the cut are final,
-as long as no token depends on text that is further away than the part after the cut is long. That holds for every
-tokenizer that splits at words first, with words of less than `MARGIN_CHARACTERS`; where no cut passes, more text is
-taken.
+Where a text may be cut depends on its tokenizer. Here a cut is tried and checked: the tokens of the text around it must
+end with the tokens of what stands after it alone. Then the tokens before the cut are final, as long as no token depends
+on text that is further away than `MARGIN_CHARACTERS`. That holds for every tokenizer that splits at words first, with
+words that are shorter; where no cut passes, more text is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MARGIN_CHARACTERS = 2_000
 """Text after a cut that must be tokenised alike with and without what stands before it."""
 
 CUTS = 24
-"""Places tried before more text is taken."""
+"""Places tried for a cut."""
 
 PLACE = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
 """Where words begin and end."""
@@ -63,34 +62,60 @@ def text_pieces(file: Path) -> Iterator[str]:
                 return
 
 
-def token_parts(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of the text that the pieces make up, with nothing added, a part at a time."""
-    text, wanted = "", PART_CHARACTERS
+def token_parts(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, at_once: int = 1) -> Iterator[list[int]]:
+    """Token ids of the text that the pieces make up, with nothing added, a part at a time.
+
+    Args:
+        pieces: Of the text.
+        tokenizer: A fast one works on several parts side by side.
+        at_once: Parts that are tokenised in one call; so much text is waited for.
+    """
+    text, parts = "", at_once
     for piece in pieces:
         text += piece
-        while len(text) >= wanted + MARGIN_CHARACTERS:
-            part, rest = text[: wanted + MARGIN_CHARACTERS], text[wanted + MARGIN_CHARACTERS :]
-            ids, cut = _final(part, tokenizer)
-            if cut:
-                yield ids
-                text, wanted = part[cut:] + rest, PART_CHARACTERS
-            else:
-                wanted *= 2
+        while len(text) >= parts * PART_CHARACTERS + MARGIN_CHARACTERS:
+            cuts = _cuts(text, parts, tokenizer)
+            if not cuts:
+                parts *= 2
+                continue
+            starts = [0, *cuts[:-1]]
+            read = [text[start : cut + MARGIN_CHARACTERS] for start, cut in zip(starts, cuts, strict=True)]
+            after = [text[cut : cut + MARGIN_CHARACTERS] for cut in cuts]
+            tokens = _ids([*read, *after], tokenizer)
+            for ids, not_final in zip(tokens[: len(cuts)], tokens[len(cuts) :], strict=True):
+                yield ids[: len(ids) - len(not_final)]
+            text, parts = text[cuts[-1] :], at_once
     if text:
-        yield _ids(text, tokenizer)
+        yield from _ids([text], tokenizer)
 
 
-def _final(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-    """The tokens of a text that no later text can change, and the characters they stand for; 0 if there is no cut."""
-    ids = _ids(text, tokenizer)
-    latest = len(text) - MARGIN_CHARACTERS
-    places = [match.start() for match in PLACE.finditer(text, max(latest - PART_CHARACTERS // 2, 1), latest)]
-    for cut in reversed(places[-CUTS:]):
-        after = _ids(text[cut:], tokenizer)
-        if len(after) < len(ids) and ids[-len(after) :] == after:
-            return ids[: -len(after)], cut
-    return [], 0
+def _cuts(text: str, parts: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where a text falls into so many parts, or fewer, whose tokens no other part changes.
+
+    The last place before the end of each part is tried first, then the one before it, for all parts at a time.
+    """
+    ends = range(PART_CHARACTERS, parts * PART_CHARACTERS + 1, PART_CHARACTERS)
+    places = {end: _places(text, end) for end in ends}
+    found: dict[int, int] = {}
+    for number in range(CUTS):
+        tried = {end: cuts[number] for end, cuts in places.items() if end not in found and number < len(cuts)}
+        if not tried:
+            break
+        around = [text[max(cut - MARGIN_CHARACTERS, 0) : cut + MARGIN_CHARACTERS] for cut in tried.values()]
+        after = [text[cut : cut + MARGIN_CHARACTERS] for cut in tried.values()]
+        tokens = _ids([*around, *after], tokenizer)
+        for (end, cut), whole, rest in zip(tried.items(), tokens[: len(tried)], tokens[len(tried) :], strict=True):
+            if len(rest) < len(whole) and whole[len(whole) - len(rest) :] == rest:
+                found[end] = cut
+    return [found[end] for end in sorted(found)]
 
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _places(text: str, end: int) -> list[int]:
+    """Places for a cut in the second half of the part that ends here, the last one first."""
+    places = [match.start() for match in PLACE.finditer(text, max(end - PART_CHARACTERS // 2, 1), end)]
+    return places[: -CUTS - 1 : -1]
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids

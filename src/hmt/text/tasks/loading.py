@@ -68,7 +68,7 @@ def iter_documents(task_name: str, split: str, **settings: Any) -> Iterator[Docu
     """
     reading = Reading(**settings)
     documents = _in_order(_documents(task_name, split, reading), task_name, reading)
-    return (document for document in documents if document.text.strip())
+    return (document for document in documents if not document.is_blank)
 
 
 def load_questions(task_name: str, split: str, *, limit: int | None = None, **settings: Any) -> list[Question]:
