@@ -65,6 +65,8 @@ def test_one_task_is_shown_with_its_first_sample(task_dir: Path, tmp_path: Path,
         ("--task_name needle --context_lengths ,", "context_lengths must be numbers of tokens"),
         ("--fuse_size 0", "fuse_size must be above 0"),
         ("--task_name babi --task_subset qa7", "task_subset of babi must be one of qa1"),
+        ("--task_name babilong --task_subset 3k/qa2", "must be LENGTH/TASK, of 0k, 1k, 2k, 4k, 8k, 16k, 32k, 64k"),
+        ("--task_name babilong --task_subset qa2", "512k, 1M and qa1 to qa20, as in 4k/qa1; got 'qa2'"),
     ],
 )
 def test_a_mistake_is_one_line(flags: str, complaint: str, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ ANSWER_COLUMNS = {
     "exact_match": "exact",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
+    "cut_off": "cut off",
     "answer_ppl": "its ppl",
     "tokens_per_second": "tok/s",
 }

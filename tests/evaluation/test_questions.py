@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
+from hmt.evaluate import ANSWER_COLUMNS, table
 from hmt.evaluation.questions import QuestionScores
 from hmt.model.answering import answer_nats
 from hmt.options import EvaluateOptions
@@ -143,6 +144,19 @@ def test_a_context_is_read_once_for_all_its_questions(
     monkeypatch.setattr(HMTForCausalLM, "remember", noted)
     ask(make_model(), [question(n) for n in range(4)], tokenizer, modes="hmt")
     assert len(read) == 2
+
+
+def test_the_table_says_which_share_of_the_answers_was_cut_off(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor(tokenizer("no, yes!", add_special_tokens=False)["input_ids"])
+    written = iter([ids, ids[:2], ids[:7], ids[:3]])  # of at most 8 tokens
+    monkeypatch.setattr("hmt.evaluation.questions.write_answer", lambda *_: next(written))
+    scores = ask(make_model(), [question(n) for n in range(4)], tokenizer, modes="hmt")
+    assert [one["cut_off"] for one in scores.predictions] == [True, False, False, False]
+    heading, _, line = table(scores.rows(), ANSWER_COLUMNS).splitlines()
+    end = heading.index("cut off") + len("cut off")
+    assert line[:end].endswith(" 0.25")
 
 
 def test_accuracy_is_given_for_each_length_and_depth(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hmt.evaluate import describe, evaluate_rows, table
-from hmt.evaluation.targets import TargetScores
+from hmt.evaluation.targets import TargetScores, text_bytes
 from hmt.options import BASELINES, ROWS, EvaluateOptions
 from hmt.text.batches import TokenDocument
-from tests.conftest import make_backbone, make_model, random_ids
+from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
 EVERY_ROW = (*BASELINES, *ROWS)
 
@@ -92,6 +93,53 @@ def test_what_two_speeds_recalled_is_the_text_of_their_own_segments(tokenizer: P
     assert len(figures["recall"]) < 10  # ten segments of ten tokens, if none was read fast
     read = "".join("".join(entry["text"].split()) for entry in figures["recall"])
     assert read == "".join(str(tokenizer.decode(document.ids)).split())
+
+
+WRITTEN = "aé 漢字漢字漢字漢字漢字 😀😀b  né, it is so . a é" * 2
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words with the space before them, which the first of a text loses."""
+    marked = f" {WRITTEN}".replace(" ", " ▁").split(" ")
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(dict.fromkeys(marked))}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters with a space before the text that it loses, and bytes of what has no token, as of SentencePiece."""
+    vocabulary = {symbol: n for n, symbol in enumerate(["?", *"▁abeinost,.", *(f"<0x{n:02X}>" for n in range(256))])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="?", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer, fallback_tokenizer])
+def test_bytes_are_those_of_the_characters_that_end_within_the_targets(make: Any) -> None:
+    tokenizer = make()
+    ids = torch.tensor(tokenizer(WRITTEN, add_special_tokens=False)["input_ids"])
+    ends = []  # bytes of the characters that have ended, by the number of tokens
+    for stop in range(len(ids) + 1):
+        text = str(tokenizer.decode(ids[:stop].tolist(), clean_up_tokenization_spaces=False))
+        while not WRITTEN.startswith(text):  # a cut character, and with it all before it that is written in bytes
+            stop -= 1
+            text = str(tokenizer.decode(ids[:stop].tolist(), clean_up_tokenization_spaces=False))
+        ends.append(len(text.encode()))
+    assert ends[-1] == len(WRITTEN.encode())
+    for start in range(len(ids)):
+        for end in range(start + 1, len(ids) + 1):
+            assert text_bytes(tokenizer, ids, start, end) == ends[end] - ends[start], (start, end)
+
+
+def test_bits_are_per_byte_of_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = torch.tensor(tokenizer("é" * 60)["input_ids"])
+    chosen = options(modes="sliding", lengths="78")  # the targets begin with half a character
+    (row,) = evaluate_rows(make_model(), tokenizer, [TokenDocument("é", ids)], chosen)["rows"]
+    assert row["bits_per_byte"] == pytest.approx(39 * math.log2(row["ppl"]) / 40)
 
 
 def test_rmt_with_sensory_tokens_is_short_term_and_is_listed_once() -> None:

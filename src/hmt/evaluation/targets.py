@@ -27,6 +27,12 @@ from hmt.options import WITHOUT_MEMORY, EvaluateOptions, parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 
+TOKENS_BEFORE = 8
+"""Tokens that stand before targets when their text is measured."""
+
+CHARACTER_BYTES = 4
+"""Of UTF-8, at most."""
+
 
 @dataclass
 class Measured:
@@ -157,8 +163,9 @@ class TargetScores:
 
     def _text_bytes(self, group: list[Span]) -> int:
         """UTF-8 bytes that the targets stand for."""
-        targets = [self.documents[span.document].ids[span.start : span.end].tolist() for span in group]
-        return sum(len(text.encode()) for text in self.tokenizer.batch_decode(targets))
+        return sum(
+            text_bytes(self.tokenizer, self.documents[span.document].ids, span.start, span.end) for span in group
+        )
 
     def _keep_recall(self, group: list[Span], ids: Tensor, trace: RecallTrace) -> None:
         for row, span in enumerate(group):
@@ -209,6 +216,34 @@ class TargetScores:
             "topics": self.topics.result() if self.topics.segments else None,
             "recall_distances": {str(distance): count for distance, count in sorted(self.recall.distances.items())},
         }
+
+
+def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: Tensor, start: int, end: int) -> int:
+    """UTF-8 bytes of the characters that end within tokens of a document.
+
+    The tokens alone do not tell: some tokenizers drop a space before the first of them, and what is left of a character
+    that is cut has no text of its own. So the text is that of a few tokens more, less that of these few.
+
+    Args:
+        tokenizer: Of the document.
+        ids: All tokens of the document, (tokens,) int64.
+        start: First of those that are measured.
+        end: Behind the last of them.
+    """
+
+    def decoded(first: int, last: int) -> str:
+        return str(tokenizer.decode(ids[first:last].tolist(), clean_up_tokenization_spaces=False))
+
+    def edge(place: int) -> int:
+        """The last place up to this one that cuts no character; this one where the text has none nearby."""
+        for found in range(place, max(place - CHARACTER_BYTES, -1), -1):
+            if any("\ufffd" not in decoded(max(found - size, 0), found) for size in range(1, CHARACTER_BYTES + 1)):
+                return found
+        return place
+
+    first, last = edge(start), edge(end)
+    before = edge(max(first - TOKENS_BEFORE, 0))
+    return len(decoded(before, last).encode()) - len(decoded(before, first).encode())
 
 
 def pooled_perplexity(parts: Sequence[Perplexity]) -> Perplexity:

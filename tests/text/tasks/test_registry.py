@@ -62,7 +62,7 @@ def test_no_document_is_in_two_splits(
 ) -> None:
     copy_of(name, tmp_path, monkeypatch)
     found, sources = [], []
-    for split in SPLITS:
+    for split in SPLITS if TASKS[name].splits != ("test",) else ("test",):
         if TASKS[name].kind == "questions":
             questions = questions_of(name, split, variant, books)
             texts = [question.shown for question in questions]
@@ -75,7 +75,7 @@ def test_no_document_is_in_two_splits(
         marks = {mark for text in texts for mark in re.findall(r"\b[PBQ]\d+", text)}
         found.append(marks or set(texts))
         assert found[-1]
-    for one, other in combinations(range(3), 2):
+    for one, other in combinations(range(len(found)), 2):
         assert not found[one] & found[other]
         assert not sources[one] & sources[other]
 
@@ -92,7 +92,7 @@ def test_nothing_that_is_shown_depends_on_the_answer(
     assert [(q.context, q.prompt) for q in first] == [(q.context, q.prompt) for q in second]
     for one, other in zip(first, second, strict=True):
         assert one.answers != other.answers
-        if not one.choices or name == "babi":
+        if not one.choices or name.startswith("babi"):
             assert not any(answer in one.shown for answer in one.answers)
 
 

@@ -1,15 +1,16 @@
-"""bAbI facts scattered through books, as in BABILong: stories of the authors' files, or of a small world made here."""
+"""bAbI facts scattered through books: stories of the authors' files, or of a small world made here; and BABILong."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hmt.text.documents import fingerprint, hash_split
 from hmt.text.questions import Question, ask
-from hmt.text.tables import read_text
+from hmt.text.tables import TABLE_SUFFIXES, Row, read_text, table_rows
 from hmt.text.tasks.haystack import Cell, Haystack, Needles, cells
 from hmt.text.tasks.task import Source, Task
 
@@ -34,6 +35,13 @@ NUM_DRAWN = 90
 
 NEAR = 0.01
 """Share of the length by which the last supporting fact of a story that fits misses its depth, at most."""
+
+
+LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M")
+"""Configurations of BABILong, whose splits are its tasks."""
+
+NUM_TASKS = 20
+"""Tasks of bAbI: ten of them are in BABILong at every length, the others in its larger set."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +260,43 @@ class _World:
         return Story(tuple(self.facts), question, before, tuple(sorted(behind | earlier)))
 
 
+def babilong(source: Source) -> Iterator[Question]:
+    """Questions of BABILong as its authors scattered them; the choices are all answers of the subset.
+
+    Raises:
+        ValueError: If the subset is not a length and a task.
+        FileNotFoundError: If a local copy lacks it.
+    """
+    subset = str(source.subset)
+    if subset not in source.task.subsets:
+        raise ValueError(
+            f"task_subset of {source.task.name} must be LENGTH/TASK, of {', '.join(LENGTHS)} and qa1 to qa{NUM_TASKS}, "
+            f"as in {source.task.subset}; got {subset!r}"
+        )
+    length, _, task = subset.partition("/")
+    rows = source.of_split(lambda _: _scattered(source, length, task), lambda row: row["input"], source.task.splits)
+    asked = [(row["input"], row["question"], row["target"].strip()) for row in rows]
+    choices = tuple(sorted({answer for _, _, answer in asked}))
+    for number, (context, question, answer) in enumerate(asked):
+        yield Question(f"{subset}:{number}", fingerprint(context), context, ask(question), (answer,), choices)
+
+
+def _scattered(source: Source, length: str, task: str) -> Iterator[Row]:
+    """Rows of a length and a task: of the hub, or of the first folder of a local copy that has them."""
+    root = source.task.directory
+    if root is None:
+        return replace(source, reading=replace(source.reading, subset=length)).rows_of(task)
+
+    def names(file: Path) -> set[str]:
+        return {*file.relative_to(root).parts[:-1], re.split("[.-]", file.name)[0]}
+
+    found = sorted(file for file in root.rglob("*") if file.suffix in TABLE_SUFFIXES and {length, task} <= names(file))
+    if not found:
+        raise FileNotFoundError(f"{root} has no {length}/{task} of {source.task.name}: expected {source.task.local}")
+    alike = [file for file in found if (file.parent, file.suffix) == (found[0].parent, found[0].suffix)]
+    return (row for file in alike for _, row in table_rows(file))
+
+
 TASKS = (
     Task(
         name="babi",
@@ -266,5 +311,21 @@ TASKS = (
         variants=("qa1", "qa2", "qa3", "qa4", "qa5"),
         made_here=True,
         questions=babi,
+    ),
+    Task(
+        name="babilong",
+        kind="questions",
+        about="BABILong ready-made, --task_subset LENGTH/TASK; or a copy of the larger RMT-team/babilong-1k-samples",
+        source="Kuratov et al., BABILong (arXiv:2406.10149)",
+        licence="none stated (bAbI: CC BY 3.0)",
+        length="0k to 1M tokens; 100 questions of each length and task (larger set: 1,000)",
+        columns=("input", "question", "target"),
+        local="the hub's tables by length and task: data/qa2/4k.json, 4k/qa2-*.parquet or qa2/4k-*.parquet, anywhere "
+        "in it",
+        splits=("test",),
+        hub_id="RMT-team/babilong",
+        subset="4k/qa1",
+        subsets=tuple(f"{length}/qa{number}" for length in LENGTHS for number in range(1, NUM_TASKS + 1)),
+        questions=babilong,
     ),
 )
