@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hmt.text import store, stream
+from hmt.text import batches, store, stream
 from hmt.text.batches import (
     Sample,
     TokenDocument,
@@ -51,7 +51,7 @@ def test_many_tokens_lie_in_a_file_and_are_the_same(
         file.write_text(text)
     held = tokenize([Document(file.name, text) for file, text in zip(files, texts, strict=True)], tokenizer, 300)
     monkeypatch.setattr(store, "HELD_TOKENS", 1000)
-    monkeypatch.setattr(stream, "PART_CHARACTERS", 500)
+    monkeypatch.setattr(batches, "PART_CHARACTERS", 500)
     monkeypatch.setattr(stream, "MARGIN_CHARACTERS", 100)
     mapped = tokenize((Document(file.name, file) for file in files), tokenizer, 300)
     assert [document.name for document in mapped] == [document.name for document in held]

@@ -71,7 +71,7 @@ def test_parts_have_the_tokens_of_the_whole(make: Any, at_once: int, seed: int, 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), sep_token="<sep>", unk_token=None)
     file = tmp_path / "text.txt"
     file.write_text(awkward_text(seed) + "\r\n" * 5 + awkward_text(seed + 50), newline="")
-    parts = list(token_parts(text_pieces(file), tokenizer, at_once))
+    parts = list(token_parts(text_pieces(file), tokenizer, at_once, 300))
     whole = tokenizer(read_text(file), add_special_tokens=False)["input_ids"]
     assert [token for part in parts for token in part] == whole
     assert len(parts) > 5 or make is not byte_level_bpe

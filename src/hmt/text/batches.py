@@ -25,8 +25,11 @@ IGNORED = -100
 DOCUMENTS_AT_ONCE = 256
 """Documents whose texts are held together."""
 
-PARTS_AT_ONCE = 32
+PARTS_AT_ONCE = 4
 """Parts of a long text that a tokenizer works on side by side."""
+
+PART_CHARACTERS = 50_000
+"""Characters of such a part."""
 
 
 Item = TypeVar("Item")
@@ -165,7 +168,7 @@ def _token_parts(
         if isinstance(document.content, str):
             yield document, [next(together)]
         else:
-            yield document, token_parts(document.pieces(), tokenizer, PARTS_AT_ONCE)
+            yield document, token_parts(document.pieces(), tokenizer, PARTS_AT_ONCE, PART_CHARACTERS)
 
 
 def running_text(

@@ -29,6 +29,9 @@ MARGIN_CHARACTERS = 2_000
 CUTS = 24
 """Places tried for a cut."""
 
+PLACE_CHARACTERS = 10_000
+"""Text in which places for a cut are looked for."""
+
 PLACE = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
 """Where words begin and end."""
 
@@ -62,41 +65,46 @@ def text_pieces(file: Path) -> Iterator[str]:
                 return
 
 
-def token_parts(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, at_once: int = 1) -> Iterator[list[int]]:
+def token_parts(
+    pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, at_once: int = 1, characters: int | None = None
+) -> Iterator[list[int]]:
     """Token ids of the text that the pieces make up, with nothing added, a part at a time.
 
     Args:
         pieces: Of the text.
         tokenizer: A fast one works on several parts side by side.
         at_once: Parts that are tokenised in one call; so much text is waited for.
+        characters: Of a part, about; `PART_CHARACTERS` where None. Four times `MARGIN_CHARACTERS` more are tokenised
+            for each.
     """
-    text, parts = "", at_once
+    text, parts, characters = "", at_once, characters or PART_CHARACTERS
     for piece in pieces:
         text += piece
-        while len(text) >= parts * PART_CHARACTERS + MARGIN_CHARACTERS:
-            cuts = _cuts(text, parts, tokenizer)
+        while len(text) >= parts * characters + MARGIN_CHARACTERS:
+            cuts = _cuts(text, parts, characters, tokenizer)
             if not cuts:
                 parts *= 2
                 continue
-            starts = [0, *cuts[:-1]]
-            read = [text[start : cut + MARGIN_CHARACTERS] for start, cut in zip(starts, cuts, strict=True)]
-            after = [text[cut : cut + MARGIN_CHARACTERS] for cut in cuts]
-            tokens = _ids([*read, *after], tokenizer)
-            for ids, not_final in zip(tokens[: len(cuts)], tokens[len(cuts) :], strict=True):
-                yield ids[: len(ids) - len(not_final)]
-            text, parts = text[cuts[-1] :], at_once
+            starts = [0, *(cut for cut, _ in cuts[:-1])]
+            read = [text[start : cut + MARGIN_CHARACTERS] for start, (cut, _) in zip(starts, cuts, strict=True)]
+            for ids, (_, not_final) in zip(_ids(read, tokenizer), cuts, strict=True):
+                yield ids[: len(ids) - not_final]
+            text, parts = text[cuts[-1][0] :], at_once
     if text:
         yield from _ids([text], tokenizer)
 
 
-def _cuts(text: str, parts: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _cuts(text: str, parts: int, characters: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
     """Where a text falls into so many parts, or fewer, whose tokens no other part changes.
 
     The last place before the end of each part is tried first, then the one before it, for all parts at a time.
+
+    Returns:
+        For each part its end, and the number of tokens that the next `MARGIN_CHARACTERS` have.
     """
-    ends = range(PART_CHARACTERS, parts * PART_CHARACTERS + 1, PART_CHARACTERS)
-    places = {end: _places(text, end) for end in ends}
-    found: dict[int, int] = {}
+    ends = range(characters, parts * characters + 1, characters)
+    places = {end: _places(text, max(end - characters // 2, 1), end) for end in ends}
+    found: dict[int, tuple[int, int]] = {}
     for number in range(CUTS):
         tried = {end: cuts[number] for end, cuts in places.items() if end not in found and number < len(cuts)}
         if not tried:
@@ -106,13 +114,13 @@ def _cuts(text: str, parts: int, tokenizer: PreTrainedTokenizerBase) -> list[int
         tokens = _ids([*around, *after], tokenizer)
         for (end, cut), whole, rest in zip(tried.items(), tokens[: len(tried)], tokens[len(tried) :], strict=True):
             if len(rest) < len(whole) and whole[len(whole) - len(rest) :] == rest:
-                found[end] = cut
+                found[end] = (cut, len(rest))
     return [found[end] for end in sorted(found)]
 
 
-def _places(text: str, end: int) -> list[int]:
-    """Places for a cut in the second half of the part that ends here, the last one first."""
-    places = [match.start() for match in PLACE.finditer(text, max(end - PART_CHARACTERS // 2, 1), end)]
+def _places(text: str, start: int, end: int) -> list[int]:
+    """Places for a cut in a stretch of the text, the last one first."""
+    places = [match.start() for match in PLACE.finditer(text, max(start, end - PLACE_CHARACTERS), end)]
     return places[: -CUTS - 1 : -1]
 
 
