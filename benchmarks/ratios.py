@@ -66,11 +66,11 @@ class Options:
     model_name: str = "smollm2-135m"
     """Backbone."""
     tokens: int = 4096
-    """Tokens read."""
+    """Tokens read; 0 to train only."""
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     """Number formats of this library's rows; plain rows are float32."""
     compile: bool = False
-    """Add rows with a compiled body."""
+    """Add rows with a compiled backbone, in the last of the number formats."""
     segments: tuple[int, ...] = (4,)
     """Segments of a training sample."""
     steps: int = 3
@@ -83,19 +83,19 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure and write."""
-    reading: list[dict[str, Any]] = [{"row": "plain", "dtype": "float32"}]
-    for dtype in options.dtypes:
-        reading += [{"row": "scored", "dtype": dtype}, {"row": "hmt", "dtype": dtype}]
-        if options.compile:
-            reading.append({"row": "compiled", "dtype": dtype})
+    compiled = {options.dtypes[-1]} if options.compile else set()
+    reading: list[dict[str, Any]] = []
+    if options.tokens:
+        reading.append({"row": "plain", "dtype": "float32"})
+        for dtype in options.dtypes:
+            names = ["scored", "hmt", *(["compiled"] if dtype in compiled else [])]
+            reading += [{"row": name, "dtype": dtype} for name in names]
     training: list[dict[str, Any]] = []
     for segments in options.segments:
         training.append({"row": "plain", "dtype": "float32", "segments": segments})
         for dtype in options.dtypes:
-            training.append({"row": "hmt", "dtype": dtype, "segments": segments})
-            training.append({"row": "checkpointing", "dtype": dtype, "segments": segments})
-            if options.compile:
-                training.append({"row": "compiled", "dtype": dtype, "segments": segments})
+            names = ["hmt", "checkpointing", *(["compiled"] if dtype in compiled else [])]
+            training += [{"row": name, "dtype": dtype, "segments": segments} for name in names]
     for row in reading + training:
         row["turns"] = []
     for turn in range(options.turns):
@@ -138,23 +138,23 @@ def read(options: Options, row: dict[str, Any]) -> dict[str, Any]:
         "compiled": model.remember,
     }
     with torch.no_grad():
-        work[row["row"]](ids[:, : 8 * model.config.fresh_tokens])  # warms up, compiles
+        work[row["row"]](ids[:, : 6 * model.config.fresh_tokens])  # warms up, compiles
         with Meter(model.device) as meter:
             result = work[row["row"]](ids)
+        figures = {
+            "tokens_per_second": ids.shape[1] / meter.seconds,
+            "peak_mb": (meter.peak_bytes or math.nan) / 1e6,
+        }
+        if row["turns"]:
+            return figures
         if row["row"] == "plain":
             nats = F.cross_entropy(result[0, :-1].float(), ids[0, 1:])
             own = model(ids[:, :1024]).logits
             torch.testing.assert_close(own, result[:, :1024], atol=2e-3, rtol=1e-4)  # the same computation
         else:
             nats = model(ids, labels=ids, return_logits=False).loss
-        gated = model.variant(memory_injection="gated")
-        nats_gated = gated(ids, labels=ids, return_logits=False).loss
-    return {
-        "tokens_per_second": ids.shape[1] / meter.seconds,
-        "peak_mb": (meter.peak_bytes or math.nan) / 1e6,
-        "ppl": math.exp(float(nats)),
-        "ppl_gated": math.exp(float(nats_gated)),
-    }
+        nats_gated = model.variant(memory_injection="gated")(ids, labels=ids, return_logits=False).loss
+    return figures | {"ppl": math.exp(float(nats)), "ppl_gated": math.exp(float(nats_gated))}
 
 
 def train(options: Options, row: dict[str, Any]) -> dict[str, Any]:
