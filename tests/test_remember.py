@@ -177,6 +177,23 @@ def test_what_is_kept_is_told_a_line_a_segment(book: Path, backbone_dir: Path, t
         assert " ".join(one["text"].split()) in line
 
 
+@pytest.mark.parametrize(("policy", "scored"), [("fifo", 0), ("merge", 0), ("usage", 3), ("attention", 5)])
+def test_what_a_policy_thinks_of_segments_is_told(
+    policy: str, scored: int, book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    status, said, complaint = run_cli(
+        "remember", book, "--model_name", backbone_dir, *FLAGS, "--out", tmp_path / "book.memory", "--explain",
+        "--memory_policy", policy, "--retention_protected", 2, "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    kept = json.loads((tmp_path / "r.json").read_text())["kept"]
+    scores = [one["score"] for one in kept if one["score"] is not None]
+    assert len(scores) == scored
+    assert sum("  score " in line for line in said.splitlines()) == scored
+    if policy == "usage":  # the newest two stay in any case
+        assert scores == [one["usage"] for one in kept[:-2]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [(b"", "there is no text in"), (b"caf\xe9", "is not UTF-8 text"), (None, "No such file")]
 )

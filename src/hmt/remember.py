@@ -77,7 +77,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     state.save(options.out)
     figures, closing = _summary(state, before, meter, options.out)
     if options.explain:
-        segments = kept_segments(state, tokenizer)
+        segments = kept_segments(state, tokenizer, policy=model.memory.retention)
         figures["kept"] = [asdict(segment) for segment in segments]
         closing += f"\n{describe_kept(segments)}"
     return figures, closing

@@ -133,7 +133,7 @@ class RememberOptions(OutputOptions, ReadingOptions):
     append: bool = False
     """Go on from the memory that is in the file."""
     explain: bool = False
-    """Show which segments are kept at the end, how much each was recalled, and their text."""
+    """Show which segments are kept at the end, how much each was recalled, what it is worth, and their text."""
 
 
 @dataclass(kw_only=True)

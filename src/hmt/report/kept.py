@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hmt.memory.bank import Bank
+from hmt.memory.retention import RetentionPolicy
 from hmt.memory.state import MemoryState
 from hmt.report.recollection import shortened
 
@@ -17,34 +22,57 @@ class KeptSegment:
     Attributes:
         segment: Its number, from 0.
         usage: Decayed sum of the recall weights that its memory embeddings received.
+        score: What the retention policy thinks it is worth, the mean over its memory embeddings; None where the policy
+            keeps it in any case, or compares segments otherwise (fifo, merge), or is not at hand.
         tokens: Of its text.
         text: None without a tokenizer.
     """
 
     segment: int
     usage: float
+    score: float | None
     tokens: int
     text: str | None
 
 
-def kept_segments(memory: MemoryState, tokenizer: PreTrainedTokenizerBase | None, row: int = 0) -> list[KeptSegment]:
+def kept_segments(
+    memory: MemoryState,
+    tokenizer: PreTrainedTokenizerBase | None,
+    row: int = 0,
+    policy: RetentionPolicy | None = None,
+) -> list[KeptSegment]:
     """The segments that a row's bank keeps, oldest first."""
     bank = memory.bank
-    usage: dict[int, float] = {}
+    scores = _scores(policy, bank)
+    slots: dict[int, list[int]] = {}
     for slot in bank.valid[row].nonzero().flatten().tolist():
-        number = int(bank.segments[row, slot])
-        usage[number] = usage.get(number, 0.0) + float(bank.usage[row, slot])
+        slots.setdefault(int(bank.segments[row, slot]), []).append(slot)
     kept = []
-    for number, value in usage.items():
+    for number, own in slots.items():
         tokens = memory.segment_tokens(number, row)
         assert tokens is not None
         text = None if tokenizer is None else str(tokenizer.decode(tokens))
-        kept.append(KeptSegment(number, value, len(tokens), text))
+        score = None if scores is None else float(scores[row, own].mean())
+        if score is not None and not math.isfinite(score):
+            score = None
+        kept.append(KeptSegment(number, float(bank.usage[row, own].sum()), score, len(tokens), text))
     return kept
+
+
+@torch.no_grad()
+def _scores(policy: RetentionPolicy | None, bank: Bank) -> Tensor | None:
+    """What a policy gives each slot, (B, N), or None where it gives none."""
+    if policy is None or type(policy).scores is RetentionPolicy.scores:
+        return None
+    return policy.scores(bank)
 
 
 def describe_kept(segments: list[KeptSegment]) -> str:
     """One line a segment, its text cut in the middle."""
     if not segments:
         return "nothing is kept"
-    return "\n".join(f"segment {one.segment:>5}  usage {one.usage:7.3f}  {shortened(one.text)}" for one in segments)
+    lines = []
+    for one in segments:
+        score = "" if one.score is None else f"score {one.score:7.3f}  "
+        lines.append(f"segment {one.segment:>5}  usage {one.usage:7.3f}  {score}{shortened(one.text)}")
+    return "\n".join(lines)

@@ -82,7 +82,7 @@ def write_report(
         title: Of the page.
         material: What there is to show.
         out: Directory for all of it.
-        kept: What memories keep, by the name of each: `segment`, `usage`, `tokens`, `text` or None.
+        kept: What memories keep, by the name of each: `segment`, `usage`, `score`, `tokens`, `text`.
 
     Returns:
         The files.
@@ -199,7 +199,7 @@ def _kept_table(name: str, segments: Sequence[dict[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for segment in segments for key in segment))
     note = (
         "Segments that are still in the bank, oldest first. Usage is what they were recalled, summed over segments and "
-        "fading with age."
+        "fading with age; score is what the retention policy thinks they are worth, empty where it does not say."
     )
     rows = [[segment.get(key) for key in columns] for segment in segments]
     return Table(f"kept-{name}", f"{name}: {len(segments)} segments", note, columns, rows)
