@@ -197,6 +197,8 @@ def _rows_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 def _kept_table(name: str, segments: Sequence[dict[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for segment in segments for key in segment))
+    if all(segment.get("score") is None for segment in segments):
+        columns = [name for name in columns if name != "score"]
     note = (
         "Segments that are still in the bank, oldest first. Usage is what they were recalled, summed over segments and "
         "fading with age; score is what the retention policy thinks they are worth, empty where it does not say."
