@@ -198,8 +198,8 @@ def test_files_are_known_by_what_is_in_them(tmp_path: Path) -> None:
     (record / "broken.json").write_text("{")
     (tmp_path / "first-books.json").write_text(json.dumps({"rows": FIGURES["rows"]}))
     (tmp_path / "firstly.json").write_text(json.dumps({"rows": FIGURES["rows"]}))
-    for path in (record, tmp_path / "first"):
-        material = gather([path])
+    for paths in ([record], [tmp_path / "first"], [tmp_path / "first", tmp_path / "first-books.json", record]):
+        material = gather(paths)
         assert list(material.figures) == ["first-books"]
         assert material.runs == {"first": {"command": ["hmt", "train"], "options": {"seed": 1}}}
         assert material.histories == {"first": [steps[0], steps[2]]}

@@ -139,6 +139,12 @@ class LineChart(Chart):
     lines: tuple[Line, ...]
     borders: tuple[tuple[Number, str], ...] = ()
 
+    @property
+    def shade(self) -> float:
+        """Opacity of a band: many of them, one over the other, are to stay lighter than the lines."""
+        banded = sum(any(point.low is not None for point in line.points) for line in self.lines)
+        return min(0.15, 0.5 / max(banded, 1))
+
     def table(self) -> tuple[list[str], list[list[Cell]]]:
         """One row a point; the interval only where there is one."""
         points = [(line.name, point) for line in self.lines for point in line.points]

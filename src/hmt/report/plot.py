@@ -67,7 +67,9 @@ def _lines(axes: Any, chart: LineChart) -> None:
         points = zip(x, line.points, strict=True)
         banded = [(place, p.low, p.high) for place, p in points if p.low is not None and p.high is not None]
         if len(banded) > 1:
-            axes.fill_between(*zip(*banded, strict=True), color=COLOURS[line.colour % len(COLOURS)], alpha=0.15, lw=0)
+            axes.fill_between(
+                *zip(*banded, strict=True), color=COLOURS[line.colour % len(COLOURS)], alpha=chart.shade, lw=0
+            )
         elif banded:
             axes.vlines(*zip(*banded, strict=True), color=COLOURS[line.colour % len(COLOURS)])
     _span(axes, chart)

@@ -30,12 +30,14 @@ class Material:
         runs: What was run (`run.json` of a record), by the names of the runs.
         histories: A dictionary a step, by the names of the runs.
         memories: By the names of the files.
+        seen: Files that were read: none is shown twice, however it was named.
     """
 
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     memories: dict[str, MemoryState] = field(default_factory=dict)
+    seen: set[Path] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.figures or self.runs or self.histories or self.memories)
@@ -97,6 +99,15 @@ def _read_directory(path: Path, material: Material) -> None:
 
 def _read_file(file: Path, material: Material, run: str | None = None) -> bool:
     """Add what a file holds; whether it holds anything."""
+    if file.resolve() in material.seen:
+        return True
+    found = _add_file(file, material, run)
+    if found:
+        material.seen.add(file.resolve())
+    return found
+
+
+def _add_file(file: Path, material: Material, run: str | None) -> bool:
     name = run or file.parent.name.removesuffix(".run")
     if file.name == "metrics.jsonl":
         if history := read_history(file):

@@ -89,7 +89,7 @@ def _line(chart: LineChart, line: Line, x: Scale, y: Scale) -> str:
     classes = f"line c{line.colour % len(COLOURS)}{' faint' if line.faint else ''}"
     parts = [f'<g class="{classes}" data-line="{chart.lines.index(line)}">']
     if len(banded) > 1:
-        parts.append(f'<path class="band" d="M{"L".join(upper + lower[::-1])}z"/>')
+        parts.append(f'<path class="band" fill-opacity="{_n(chart.shade, 3)}" d="M{"L".join(upper + lower[::-1])}z"/>')
     elif banded:
         parts.append(f'<path class="whisker" d="M{upper[0]}L{lower[0]}"/>')
     if len(points) > 1:
