@@ -208,9 +208,8 @@ class CheckpointedModel(MemoryModel):
         if self.has_adapter:
             prefix = "backbone."
             adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-            self._name_adapter_base(
-                None
-            )  # PEFT asks the hub about a base that has a name, and waits where there is none
+            # PEFT asks the hub about a base that has a name, and waits where there is none.
+            self._name_adapter_base(None)
             self.backbone.save_pretrained(path / ADAPTER_FOLDER, state_dict=adapter)
             self._name_adapter_base(self._hub_name)
             for config in self.backbone.peft_config.values():
