@@ -23,6 +23,7 @@ from environment import write
 
 from hmt import HMTForCausalLM
 from hmt.evaluate import evaluate_rows
+from hmt.model.loading import choose_device
 from hmt.options import EvaluateOptions, parse_counts
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
@@ -65,6 +66,12 @@ class Options:
     """Tokens scored per document."""
     max_documents: int = 2
     """Documents of each text."""
+    spans_per_document: int = 1
+    """Spans of target tokens in each."""
+    batch_size: int = 1
+    """Spans read side by side."""
+    device: str = "auto"
+    """Where."""
     split: Literal["validation", "test"] = "validation"
     """Split to score."""
     model_name: str = "smollm2-135m"
@@ -91,6 +98,7 @@ def main(options: Options) -> None:
     options.check()
     torch.manual_seed(0)
     model = HMTForCausalLM.from_backbone(options.model_name, dtype=options.dtype, segment_length=max(options.windows))
+    model = model.to(choose_device(options.device)).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(options.model_name)
     rows: list[dict[str, Any]] = []
     for text in options.texts:
@@ -142,6 +150,8 @@ def measure(
         modes="backbone" if plain else "episodic" if config.mode == "backbone" else "hmt",
         target_tokens=options.target_tokens,
         max_documents=options.max_documents,
+        spans_per_document=options.spans_per_document,
+        batch_size=options.batch_size,
         num_recalled_tokens=config.num_recalled_tokens,
         segment_length=config.segment_length,
         num_sensory=config.num_sensory,

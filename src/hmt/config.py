@@ -40,6 +40,9 @@ class MemoryConfig:
     """Capacity N of the memory bank, in memory embeddings."""
     mem_recall_hidden_dim: int = 1024
     """Width H of the two recall projections."""
+    recall_recency: float = 0.0
+    """Where a new model's recall starts to look: minus so many times the log of a segment's age is added to its recall
+    logits, learned from there; 0 for all segments alike, as published."""
     memory_policy: str = "fifo"
     """What leaves a full bank: fifo the oldest, usage the least recalled, attention the least attended, merge none."""
     retention_protected: int = 4
@@ -156,7 +159,7 @@ class MemoryConfig:
                 f"segment_length must exceed {parts} ({reserved}), got {self.segment_length}; raise --segment_length"
             )
         if self.recalls:
-            _at_least(self, mem_recall_hidden_dim=1)
+            _at_least(self, mem_recall_hidden_dim=1, recall_recency=0)
             if self.dynamic_reading and not self.speed_tokens:
                 raise ValueError(
                     f"dynamic_reading halves num_sensory, which must be at least 2, got {self.num_sensory}"

@@ -176,7 +176,10 @@ class TargetScores:
                 self.topics.add(trace, origins, row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: a row for each way of reading and length, over all series."""
+        """The table: a row for each way of reading and length, over all series.
+
+        `document_sums` has nats and targets of each document, so that tables of two runs can be compared in pairs.
+        """
         table: list[dict[str, Any]] = []
         for row in self.options.rows:
             for length in self.lengths:
@@ -201,6 +204,7 @@ class TargetScores:
             low, high = difference_interval(pooled.sums, theirs)
             percent = difference_percent(pooled.sums, theirs)
             figures |= {"reference": reference, "delta_percent": percent, "delta_low": low, "delta_high": high}
+        figures["document_sums"] = pooled.sums
         return {"row": row, "context_tokens": length, **each[0].settings, **figures}
 
     def figures(self) -> dict[str, Any]:

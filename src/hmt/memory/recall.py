@@ -14,21 +14,56 @@ from hmt.memory.bank import Bank
 from hmt.memory.retention import RetentionPolicy, retention_policy
 
 
+class Nearness(nn.Module):
+    """A learned preference for recent segments, and for the embedding that stands where the asking one does.
+
+    Content alone cannot say "the segment before this one", which is what helps most where a text goes on. So the
+    logarithm of a slot's age in segments, and which of its segment's R embeddings it holds, count too: prompt r starts
+    with embedding r of the last segment and little of the others, and learns how far to look back. The logarithm leaves
+    far segments within reach of content, whatever their number.
+    """
+
+    def __init__(self, prompt_tokens: int, strength: float) -> None:
+        super().__init__()
+        self.start = strength
+        self.strength = nn.Parameter(torch.full((prompt_tokens,), strength))
+        self.place = nn.Parameter(strength * torch.eye(prompt_tokens))
+
+    def initialise(self) -> None:
+        """Start as near as the settings say."""
+        init.constant_(self.strength, self.start)
+        init.copy_(self.place, self.start * torch.eye(len(self.place)))
+
+    def forward(self, bank: Bank) -> Tensor:
+        """What is added to the recall logits, (B, R, N) float32; anything at empty slots."""
+        newest = bank.segments.masked_fill(~bank.valid, -1).amax(dim=1, keepdim=True)
+        age = (newest - bank.segments + 1).clamp(min=1).float().log()
+        # Counted from a segment's end, since the oldest may have lost its first embeddings.
+        slots = torch.arange(bank.valid.shape[1], device=age.device)
+        ends = torch.ones_like(bank.valid)
+        ends[:, :-1] = (bank.segments[:, 1:] != bank.segments[:, :-1]) | (bank.valid[:, 1:] != bank.valid[:, :-1])
+        end = slots.masked_fill(~ends, len(slots)).flip(1).cummin(dim=1).values.flip(1)
+        place = (len(self.place) - 1 - (end - slots)).clamp(min=0)
+        return self.place.float().T[place].transpose(1, 2) - self.strength.float()[None, :, None] * age[:, None]
+
+
 class Recall(nn.Module):
     """Mix past memory embeddings by their relevance to this segment.
 
     Source: HMT (arXiv:2405.06067), equations 2 and 3: two projections, no value or output projection.
 
     Attributes:
+        nearness: Added to the relevance, where the model was made with it.
         uniform: Weigh all filled slots alike: a control that shows what the choice of slots is worth.
     """
 
     uniform = False
 
-    def __init__(self, width: int, hidden_dim: int) -> None:
+    def __init__(self, width: int, hidden_dim: int, nearness: Nearness | None = None) -> None:
         super().__init__()
         self.wq = nn.Linear(width, hidden_dim, bias=False)
         self.wk = nn.Linear(width, hidden_dim, bias=False)
+        self.nearness = nearness
 
     def logits(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> Tensor:
         """Relevance of each slot, (B, R, N) float32; the lowest number where a slot is empty.
@@ -44,10 +79,12 @@ class Recall(nn.Module):
         with torch.autocast(summary.device.type, enabled=False):
             query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
             scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
+        if bias is not None:
+            scores = scores + bias[:, None]
+        if self.nearness is not None:
+            scores = scores + self.nearness(bank)
         if self.uniform:
             scores = torch.zeros_like(scores)
-        elif bias is not None:
-            scores = scores + bias[:, None]
         return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
 
     def forward(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -169,7 +206,8 @@ class Memory(nn.Module):
             self.injection = PublishedInjection(config.prompt_tokens, width)
         if config.recalls:
             self.summary_prompt = nn.Parameter(torch.zeros(config.prompt_tokens, width))
-            self.recall = Recall(width, config.mem_recall_hidden_dim)
+            nearness = Nearness(config.prompt_tokens, config.recall_recency) if config.recall_recency else None
+            self.recall = Recall(width, config.mem_recall_hidden_dim, nearness)
         self.memory_map = MemoryMap(width) if config.speed_tokens else None
 
     def initialise(self, neutral: Tensor, scale: Tensor) -> None:
@@ -186,6 +224,8 @@ class Memory(nn.Module):
         if self.recall is not None:
             init.kaiming_uniform_(self.recall.wq.weight, a=5**0.5)
             init.kaiming_uniform_(self.recall.wk.weight, a=5**0.5)
+            if self.recall.nearness is not None:
+                self.recall.nearness.initialise()
         if self.memory_map is not None:
             self.memory_map.initialise()
         self.retention.initialise()

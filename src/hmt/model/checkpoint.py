@@ -45,7 +45,9 @@ from hmt.pretrained import (
 
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
-SHAPING_FIELDS = ("num_memory_tokens", "mem_recall_hidden_dim", "memory_injection", "retention_heads")
+SHAPING_FIELDS = (
+    "num_memory_tokens", "mem_recall_hidden_dim", "memory_injection", "recall_recency", "retention_heads",
+)  # fmt: skip
 """Settings that fix the shapes of memory parameters, so a checkpoint cannot be read with others."""
 
 LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}

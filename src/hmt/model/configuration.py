@@ -27,7 +27,9 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
     """
 
     model_type = "hmt"
-    keys_to_ignore_at_inference = ["memory", "recall", "retrieval_loss", "retention_loss"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "memory", "recall", "retrieval_loss", "retention_loss", "distillation_loss",
+    ]  # fmt: skip
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (transformers' own convention)
 
     def __init__(

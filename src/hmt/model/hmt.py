@@ -40,6 +40,8 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         truncate_every: int | None = None,
         supporting: Supporting | None = None,
         retrieval_loss_weight: float = RETRIEVAL_LOSS_WEIGHT,
+        teacher_states: Tensor | None = None,
+        distillation_weight: float = 1.0,
     ) -> HMTOutput:
         """Read texts of any length and score them.
 
@@ -57,6 +59,9 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
                 segment n. Modes that do not recall have no use for them.
             retrieval_loss_weight: What the retrieval loss counts in the loss, and the retention loss of a policy that
                 learns; 0 only reports them.
+            teacher_states: Last hidden states (B, T, D) of a teacher with the same head, such as the backbone with all
+                of the text before each token. What it predicts where a label is scored is to be learnt too.
+            distillation_weight: What the divergence from the teacher counts in the loss.
 
         Returns:
             `HMTOutput`; its `memory` continues the text.
@@ -64,38 +69,39 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         Raises:
             ValueError: On shapes that do not fit, a row without a token, or a memory of another model.
         """
-        if labels is not None and labels.shape != input_ids.shape:
-            raise ValueError(
-                f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
-            )
         state = self.start_state(memory, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state)
-        targets = None if labels is None else scoring.next_token_targets(stream, labels, loss_tokens)
+        scores = None
+        if labels is not None:
+            scores = scoring.Scores(self.backbone, stream, labels, loss_tokens, teacher_states)
         retrieval = RetrievalLoss(supporting, stream) if supporting is not None and self.config.recalls else None
-        logits, nlls, recalled, causal = [], [], [], []
+        logits, recalled, causal = [], [], []
         for segment, output, after in self._steps(
-            stream, state, return_logits=return_logits, truncate_every=truncate_every
+            stream,
+            state,
+            return_logits=return_logits,
+            truncate_every=truncate_every,
+            targets=None if scores is None else scores.targets,
         ):
             if retrieval is not None:
                 retrieval.add(segment, output, state)
             causal.append(scoring.causal_tokens(segment, state, self.config, self.query_tokens(state)))
             state = after
-            wanted = None if targets is None else segment.of(targets, scoring.IGNORED)
             if output.logits is not None:
                 logits.append(output.logits)
-                if wanted is not None:
-                    nlls.append(scoring.logits_nll(output.logits, wanted))
-            elif output.hidden is not None and wanted is not None:
-                nlls.append(scoring.nll(self.backbone, output.hidden, wanted))
+            if scores is not None:
+                scores.add(segment, output)
             if output_recall:
                 recalled.append(output)
         result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, causal))
         if return_logits:
             result.logits = stream.unpack(stream.join(logits))
-        if targets is not None:
-            result.nll = scoring.per_target(stream, stream.join(nlls)) + self._unused()
-            result.scored_mask = scoring.per_target(stream, targets != scoring.IGNORED)
+        if scores is not None:
+            result.nll, result.scored_mask = scores.nll() + self._unused(), scores.scored_mask
             result.loss = result.nll.sum() / result.scored_mask.sum()
+            if teacher_states is not None:
+                result.distillation_loss = scores.divergence()
+                result.loss = result.loss + distillation_weight * result.distillation_loss
         if retrieval is not None:
             known = result.retrieval_loss = retrieval.mean()
             if self.memory.retention.learns:

@@ -123,8 +123,8 @@ class HMTOutput(ModelOutput):
     """Result of `HMTForCausalLM.forward`.
 
     Attributes:
-        loss: Mean nats over the scored targets, and the weighted retrieval and retention losses where they were asked
-            for; None without labels.
+        loss: Mean nats over the scored targets, and the weighted retrieval, retention and distillation losses where
+            they were asked for; None without labels.
         logits: (B, T, V), 0 at padding, or None.
         nll: (B, T - 1) nats per target, 0 where a target is not scored, or None without labels.
         causal_mask: (B, T - 1) bool, targets that the memory prompt cannot have seen.
@@ -133,6 +133,7 @@ class HMTOutput(ModelOutput):
         recall: What was recalled, or None if it was not asked for.
         retrieval_loss: Mean nats of recalling a supporting segment, or None if none was given or nothing recalls.
         retention_loss: Mean nats of keeping a supporting segment, or None likewise and where the policy learns nothing.
+        distillation_loss: Mean nats over the scored targets of the divergence from a teacher, or None without one.
     """
 
     loss: Tensor | None = None
@@ -144,3 +145,4 @@ class HMTOutput(ModelOutput):
     recall: RecallTrace | None = None
     retrieval_loss: Tensor | None = None
     retention_loss: Tensor | None = None
+    distillation_loss: Tensor | None = None

@@ -26,6 +26,7 @@ from hmt.model.outputs import StepOutput
 from hmt.model.segment import Fresh, Query, Recalled
 from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
+from hmt.text.batches import IGNORED
 
 NEAR_SEGMENTS = 3
 """Recall distances below this are near, as published."""
@@ -56,7 +57,8 @@ class SegmentReader(MemoryModel):
             segment_mask: (B, l) bool, real tokens; all where None.
             query: What the segment asks the bank with; that of its tokens where None.
             return_logits: Run the head.
-            remember_only: Skip the reading of rows that complete no segment, since no output is wanted of them.
+            remember_only: No output is wanted: nothing is read that leaves nothing behind, be it because no row's
+                segment is complete, or because the mode has no memory embeddings.
 
         Returns:
             The output and the new state.
@@ -83,12 +85,15 @@ class SegmentReader(MemoryModel):
             )
             return nothing, self._after(state, fresh, state.bank)
         recalled = self._recall(state, fresh, query)
-        pieces = [*self._pieces(state, recalled, segment_ids, segment_mask), recalled.trailing_prompt(fresh.complete)]
-        window = splice(*pieces)
-        whole = window.embeddings.shape[1] == self.config.segment_length
-        with record_function("hmt.read"):
-            *_, hidden, left_behind = window.split(self._body(window, comes_again=whole))
-        logits = head(self.backbone, hidden) if return_logits else None
+        if remember_only and not self.config.prompt_tokens:
+            hidden, left_behind = None, self.embedding_table.new_zeros(len(fresh.new), 0, 0)
+        else:
+            parts = self._pieces(state, recalled, segment_ids, segment_mask)
+            window = splice(*parts, recalled.trailing_prompt(fresh.complete))
+            whole = window.embeddings.shape[1] == self.config.segment_length
+            with record_function("hmt.read"):
+                *_, hidden, left_behind = window.split(self._body(window, comes_again=whole))
+        logits = head(self.backbone, hidden) if return_logits and hidden is not None else None
         output = StepOutput(
             hidden=hidden,
             logits=logits,
@@ -321,8 +326,12 @@ class SegmentReader(MemoryModel):
         return_logits: bool,
         remember_only: bool = False,
         truncate_every: int | None = None,
+        targets: Tensor | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
-        """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph."""
+        """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph.
+
+        Where `targets` (B, T) of the packed tokens are given and no logits, segments without one are only remembered.
+        """
         # A segment that is not read asks nothing.
         segments = stream.count(self.config.fresh_tokens, whole=remember_only)
         queries = self._queries(stream, segments) if self.config.queries and not self.config.speed_tokens else None
@@ -332,13 +341,14 @@ class SegmentReader(MemoryModel):
                 return
             if truncate_every and number and number % truncate_every == 0:
                 state = state.detach()
+            unscored = targets is not None and not return_logits and not (segment.of(targets, IGNORED) != IGNORED).any()
             output, state = self.step(
                 segment.ids,
                 state,
                 segment_mask=segment.mask,
                 query=next(queries, None) if queries else None,
                 return_logits=return_logits,
-                remember_only=remember_only,
+                remember_only=remember_only or (unscored and not self.config.prompt_tokens),
             )
             yield segment, output, state
 

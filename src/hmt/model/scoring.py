@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hmt.config import MemoryConfig
+from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
+from hmt.model.outputs import StepOutput
 from hmt.model.stream import Segment, Stream
 from hmt.text.batches import IGNORED
 
@@ -69,6 +71,72 @@ def causal_targets(stream: Stream, parts: list[Tensor]) -> Tensor:
     return (stream.unpack(stream.join(parts)) & (stream.index > 0))[:, 1:]
 
 
+class Scores:
+    """What the targets of a call cost, taken down segment by segment.
+
+    Args:
+        backbone: Gives the head.
+        stream: The tokens of the call.
+        labels: (B, T), IGNORED where a token is not to be scored.
+        loss_tokens: Score only the last so many tokens of each row; all where None.
+        teacher_states: Last hidden states (B, T, D) of a teacher with the same head, or None.
+
+    Raises:
+        ValueError: If labels or states are not of the call's tokens.
+
+    Attributes:
+        targets: For each packed token of the call, the label of its successor, (B, T); IGNORED where nothing is scored.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        stream: Stream,
+        labels: Tensor,
+        loss_tokens: int | None = None,
+        teacher_states: Tensor | None = None,
+    ) -> None:
+        for name, given in (("labels", labels), ("teacher_states", teacher_states)):
+            if given is not None and given.shape[:2] != stream.real.shape:
+                raise ValueError(
+                    f"{name} must have the shape of input_ids {tuple(stream.real.shape)}, got {tuple(given.shape[:2])}"
+                )
+        self.targets = next_token_targets(stream, labels, loss_tokens)
+        self._backbone = backbone
+        self._stream = stream
+        self._teacher = None if teacher_states is None else take(teacher_states, packing_order(stream.real))
+        self._nats: list[Tensor] = []
+        self._divergence: Tensor = torch.zeros((), device=labels.device)
+
+    def add(self, segment: Segment, output: StepOutput) -> None:
+        """Score a segment."""
+        wanted = segment.of(self.targets, IGNORED)
+        if output.hidden is None:  # it was only remembered: nothing of it is scored
+            nats = torch.zeros(wanted.shape, dtype=torch.float32, device=wanted.device)
+        elif self._teacher is not None:
+            states = take(self._teacher, segment.slots)
+            nats, divergence = nll_and_divergence(self._backbone, output.hidden, wanted, states)
+            self._divergence = self._divergence + divergence.sum()
+        elif output.logits is not None:
+            nats = logits_nll(output.logits, wanted)
+        else:
+            nats = nll(self._backbone, output.hidden, wanted)
+        self._nats.append(nats)
+
+    def nll(self) -> Tensor:
+        """Nats per target of the call, (B, T - 1), 0 where a target is not scored."""
+        return per_target(self._stream, self._stream.join(self._nats))
+
+    @property
+    def scored_mask(self) -> Tensor:
+        """Targets that count, (B, T - 1) bool."""
+        return per_target(self._stream, self.targets != IGNORED)
+
+    def divergence(self) -> Tensor:
+        """Mean nats of the divergence from the teacher over the targets that count, a scalar."""
+        return self._divergence / self.scored_mask.sum()
+
+
 def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats per target, (B, l) float32, 0 where a target is IGNORED.
 
@@ -79,44 +147,82 @@ def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
         hidden: (B, l, D).
         targets: (B, l) int64.
     """
+    return _scored_nats(backbone, hidden, targets)[..., 0]
+
+
+def nll_and_divergence(
+    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Nats per target, and the divergence from a teacher's prediction, (B, l) float32 each, 0 where IGNORED.
+
+    The divergence is KL(teacher || own) in nats over the whole vocabulary; the teacher has no gradient.
+
+    Args:
+        backbone: Gives the head, the teacher's too.
+        hidden: (B, l, D).
+        targets: (B, l) int64.
+        teacher_states: The teacher's last hidden states, (B, l, D).
+    """
+    nats, divergence = _scored_nats(backbone, hidden, targets, teacher_states).unbind(-1)
+    return nats, divergence
+
+
+def _scored_nats(
+    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor | None = None
+) -> Tensor:
+    """(B, l, 1), or (B, l, 2) with a teacher."""
     scored = targets != IGNORED
-    states, wanted = hidden[scored], targets[scored]
-    parts = zip(states.split(CHUNK_POSITIONS), wanted.split(CHUNK_POSITIONS), strict=True)
-    result = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
-    return result.masked_scatter(scored, torch.cat([_chunk_nll(backbone, *part) for part in parts]))
+    inputs = [hidden[scored], targets[scored]] + ([] if teacher_states is None else [teacher_states[scored]])
+    parts = zip(*(values.split(CHUNK_POSITIONS) for values in inputs), strict=True)
+    found = torch.cat([_chunk_nats(backbone, *part) for part in parts])
+    result = found.new_zeros(*targets.shape, found.shape[-1])
+    return result.masked_scatter(scored[..., None], found)
 
 
-def _chunk_nll(backbone: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+def _chunk_nats(backbone: PreTrainedModel, states: Tensor, *known: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and states.requires_grad):
-        return _plain_nll(backbone, states, targets)
+        return _plain_nats(backbone, states, *known)
     if any(parameter.requires_grad for parameter in backbone.get_output_embeddings().parameters()):
-        return checkpoint(_plain_nll, backbone, states, targets, use_reentrant=False)  # type: ignore[no-any-return]
-    return _FrozenHeadNLL.apply(states, targets, backbone)  # type: ignore[no-any-return, no-untyped-call]
+        return checkpoint(_plain_nats, backbone, states, *known, use_reentrant=False)  # type: ignore[no-any-return]
+    return _FrozenHeadNats.apply(backbone, states, *known)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _plain_nll(backbone: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(head(backbone, states).float(), targets, reduction="none")
+def _plain_nats(
+    backbone: PreTrainedModel, states: Tensor, targets: Tensor, teacher_states: Tensor | None = None
+) -> Tensor:
+    """Of n states (n, D): (n, 1), or (n, 2) with a teacher."""
+    logits = head(backbone, states).float()
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    if teacher_states is None:
+        return nats[:, None]
+    with torch.no_grad():
+        theirs = head(backbone, teacher_states).float().log_softmax(dim=-1)
+    divergence = F.kl_div(logits.log_softmax(dim=-1), theirs, reduction="none", log_target=True).sum(dim=-1)
+    return torch.stack([nats, divergence], dim=-1)
 
 
-class _FrozenHeadNLL(torch.autograd.Function):
-    """`_plain_nll` of a head that is not trained: the gradient is taken while the logits are there.
+class _FrozenHeadNats(torch.autograd.Function):
+    """`_plain_nats` of a head that is not trained: the gradients are taken while the logits are there.
 
     A target's nats depend on its own state alone, so the gradient of their sum has each target's own in its row, to be
     scaled by whatever comes back.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, backbone: PreTrainedModel) -> Tensor:
+    def forward(ctx: Any, backbone: PreTrainedModel, states: Tensor, *known: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = states.detach().requires_grad_()
-            nats = _plain_nll(backbone, leaf, targets)
-            ctx.save_for_backward(*torch.autograd.grad(nats.sum(), leaf))
+            nats = _plain_nats(backbone, leaf, *known)
+            sums = nats.sum(dim=0).unbind()
+            ctx.save_for_backward(*(torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in sums))
         return nats.detach()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[0][:, None]).to(gradient.dtype), None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        factors = upstream[0].split(1, dim=-1)
+        parts = [gradient * factor for gradient, factor in zip(ctx.saved_tensors, factors, strict=True)]
+        states = torch.stack(parts).sum(dim=0).to(ctx.saved_tensors[0].dtype)
+        return None, states, *(None for _ in ctx.needs_input_grad[2:])
 
 
 def logits_nll(logits: Tensor, targets: Tensor) -> Tensor:

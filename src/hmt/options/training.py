@@ -49,6 +49,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
     retrieval_loss_weight: float = 0.05
     """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
+    distillation_weight: float = 0.0
+    """Weight of learning what the frozen backbone itself predicts with all of a sample before it; 0 not at all."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3
@@ -137,6 +139,11 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             )
         if self.retrieval_loss_weight < 0:
             raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")
+        if self.distillation_weight < 0 or (self.distillation_weight and self.train_backbone):
+            raise ValueError(
+                "distillation_weight must be at least 0, and its teacher is a backbone that is not trained itself: "
+                f"give --use_lora instead of --train_backbone, got {self.distillation_weight}"
+            )
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")

@@ -203,6 +203,7 @@ class Training:
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
             **({} if result.retrieval_loss is None else {"retrieval_loss": result.retrieval_loss}),
+            **({} if result.distillation_loss is None else {"distillation_loss": result.distillation_loss}),
         )
         if self._keep:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
