@@ -238,3 +238,25 @@ def test_settings_go_over_a_config_that_is_given(tmp_path: Path) -> None:
     assert HMTForCausalLM.from_pretrained(tmp_path, config=model.config, mode="rmt").config.mode == "rmt"
     with pytest.raises(ValueError, match="segment_length must exceed"):
         AutoModelForCausalLM.from_pretrained(tmp_path, segment_length=5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adapted", [False, True])
+def test_reading_another_way_changes_no_weight(adapted: bool, tmp_path: Path) -> None:
+    model, ids = make_model(), random_ids(1, 40)
+    if adapted:
+        model.add_lora(rank=2, dropout=0.0)
+    for parameter in model.backbone.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = model(ids, labels=ids).loss
+    model.variant(mode="rmt")
+    model.variant(mode="backbone")
+    HMTForCausalLM.from_backbone(model.backbone)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path / "saved")
+    if not adapted:
+        loaded = HMTForCausalLM.from_pretrained(tmp_path / "saved")
+        assert torch.equal(
+            loaded.variant(num_sensory=4).variant(num_sensory=model.config.num_sensory)(ids, labels=ids).loss, loss
+        )

@@ -58,6 +58,9 @@ class MemoryModel(PreTrainedModel):
         super().__init__(config)
         if backbone is None:
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
+        else:
+            for module in backbone.modules():  # what was put into it since it was loaded, an adapter, has weights too
+                module._is_hf_initialized = True  # type: ignore[assignment]
         check_window(backbone, config.segment_length)
         self.backbone: PreTrainedModel = backbone
         self.memory = Memory(config, embedding_size(backbone.config))
