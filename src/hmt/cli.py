@@ -41,6 +41,9 @@ VERBS: dict[str, tuple[type, str]] = {
 HIDDEN = {"published": (PublishedOptions, "hmt.published")}
 """Verbs of other programs: `hmt_src/main.py`."""
 
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+"""Settings that come with the package, for --config by name."""
+
 OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -88,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def parse(verb: str, arguments: Sequence[str]) -> Any:
-    """The options of a verb: defaults, then a checkpoint's memory settings, then --config FILE.yaml, then flags.
+    """The options of a verb: defaults, then a checkpoint's memory settings, then --config, then flags.
 
     Raises:
         ValueError: In one line, if they make no sense.
@@ -98,7 +101,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
 
     kind = (VERBS | HIDDEN)[verb][0]
     flags, config_file = _take_flag(list(arguments), "config")
-    settings = _read_yaml(kind, Path(config_file)) if config_file else {}
+    settings = _read_yaml(kind, _config_path(config_file)) if config_file else {}
     checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
     if checkpoint and issubclass(kind, options.ModelOptions):
         stored = read_checkpoint_config(str(checkpoint))
@@ -111,7 +114,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
                 kind,
                 args=[*_as_flags(settings), *flags],
                 prog=f"hmt {verb}",
-                description=(kind.__doc__ or "").strip() + "\n\nAll flags may stand in a YAML file: --config FILE.yaml",
+                description=(kind.__doc__ or "").strip() + f"\n\nAll flags may stand in a YAML file: --config FILE.yaml, or --config NAME of {', '.join(PRESETS)}",
                 use_underscores=True,
             )
     except SystemExit as stop:
@@ -120,6 +123,12 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
         raise ValueError(f"{_one_line(complaint.getvalue())}; see hmt {verb} --help") from None
     chosen.check()
     return chosen
+
+
+def _config_path(name: str) -> Path:
+    """A file of settings: the user's, or the one that comes with the package under that name."""
+    path = Path(name)
+    return PRESETS[name] if name in PRESETS and not path.exists() else path
 
 
 def _as_flags(settings: dict[str, Any]) -> list[str]:
@@ -235,5 +244,6 @@ def _overview() -> str:
         "usage: hmt VERB [flags]\n\n"
         "A hierarchical memory for any HuggingFace causal language model.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "hmt VERB --help lists the flags of a verb; each may also stand in a YAML file given with --config.\n"
+        "hmt VERB --help lists the flags of a verb; each may also stand in a YAML file given with --config,\n"
+        f"which also knows the presets {', '.join(PRESETS)}.\n"
     )

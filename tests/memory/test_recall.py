@@ -7,7 +7,7 @@ import torch
 
 from hmt.config import MemoryConfig
 from hmt.memory.bank import Bank
-from hmt.memory.recall import GatedInjection, Memory, PublishedInjection, Recall
+from hmt.memory.recall import GatedInjection, Memory, Nearness, PublishedInjection, Recall
 
 
 def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
@@ -49,6 +49,41 @@ def test_a_bias_is_a_factor_of_the_recall_weights() -> None:
         recall(summary, bank, bias)[1].softmax(-1)[0, 0] for bias in (None, torch.tensor([[0, 2, 1]]).log())
     )
     torch.testing.assert_close(biased, torch.tensor([0, 2, 1]) * plain / (2 * plain[1] + plain[2]))
+
+
+def segments_of(counts: list[int], each: int) -> Bank:
+    """A bank to which each row added so many segments of `each` embeddings."""
+    bank = Bank.empty(len(counts), 4, 1, torch.device("cpu"), torch.float32)
+    for number in range(max(counts)):
+        rows, numbers = torch.tensor(counts) > number, torch.full((len(counts),), number)
+        bank = bank.append(torch.randn(len(counts), each, 4), rows, numbers, torch.zeros(len(counts), 1))
+    return bank
+
+
+@torch.no_grad()
+def test_a_near_recall_starts_with_its_own_place_in_the_last_segment() -> None:
+    nearness = Nearness(2, 4.0)
+    bank = segments_of([5, 2], each=2)
+    added = nearness(bank)
+    assert added.shape == (2, 2, 10)
+    ages = torch.tensor([5, 5, 4, 4, 3, 3, 2, 2, 1, 1]).log()
+    own = 4.0 * torch.tensor([[1, 0] * 5, [0, 1] * 5])
+    torch.testing.assert_close(added[0], own - 4.0 * ages)
+    torch.testing.assert_close(added[1, :, :4], own[:, :4] - 4.0 * ages[-4:])
+    cut = nearness(bank.keep(bank.valid & (torch.arange(10) > 0), 9))  # fifo may take half of the oldest segment
+    torch.testing.assert_close(cut[0], added[0, :, 1:])
+
+
+@torch.no_grad()
+def test_nearness_counts_beside_content_and_not_in_the_uniform_control() -> None:
+    torch.manual_seed(0)
+    summary, bank = torch.randn(1, 2, 4), segments_of([3], each=2)
+    recall = Recall(4, 4, Nearness(2, 3.0))
+    plain = Recall(4, 4)
+    plain.load_state_dict(recall.state_dict(), strict=False)
+    torch.testing.assert_close(recall.logits(summary, bank), plain.logits(summary, bank) + recall.nearness(bank))
+    recall.uniform = True
+    assert recall.logits(summary, bank).unique().tolist() == [0.0]
 
 
 @torch.no_grad()

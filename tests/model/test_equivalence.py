@@ -18,6 +18,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"recall_query": "previous"},
     {"memory_injection": "published"},
     {"num_memory_tokens": 2, "mem_recall_context": 5},
+    {"num_memory_tokens": 2, "mem_recall_context": 5, "recall_recency": 2.0},
     {"mode": "short_term"},
     {"mode": "rmt", "num_memory_tokens": 2},
     {"mode": "backbone"},
@@ -265,3 +266,26 @@ def test_the_head_on_scored_positions_gives_the_nats_of_the_whole_logits(model: 
     shifted = torch.nn.functional.cross_entropy(with_logits.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert with_logits.loss.item() == pytest.approx(shifted.item(), abs=1e-5)
     assert not without.nll[:, 4:29].any()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"num_recalled_tokens": 4, "memory_policy": "usage", "mem_recall_context": 3, "retention_protected": 1}],
+    ids=str,
+)
+def test_without_embeddings_only_segments_that_are_scored_are_read(fields: dict[str, Any]) -> None:
+    model, ids = make_model(mode="backbone", **fields), random_ids(2, 100)
+    labels = ids.masked_fill(torch.arange(100) < 80, -100)
+    calls: list[int] = []
+    with torch.no_grad():
+        whole = model(ids, labels=labels)
+        hook = model.backbone.base_model.register_forward_hook(lambda *_: calls.append(1))
+        scored = model(ids, labels=labels, return_logits=False)
+        length = model.config.fresh_tokens
+        assert len(calls) == -(-100 // length) - 79 // length  # the first target is predicted from token 79
+        state = model.remember(ids)
+        assert len(calls) == -(-100 // length) - 79 // length
+        hook.remove()
+    torch.testing.assert_close(scored.nll, whole.nll)
+    for found in (scored.memory, state):
+        assert_same_state(found, whole.memory)

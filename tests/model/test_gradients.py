@@ -12,8 +12,9 @@ from tests.conftest import make_model, random_ids
 
 @pytest.mark.parametrize("injection", ["published", "gated"])
 @pytest.mark.parametrize("query", ["prefix", "previous"])
-def test_every_parameter_of_the_memory_gets_a_gradient(injection: str, query: str) -> None:
-    model = make_model(memory_injection=injection, recall_query=query).train()
+@pytest.mark.parametrize("near", [{}, {"recall_recency": 2.0, "num_memory_tokens": 2}], ids=str)
+def test_every_parameter_of_the_memory_gets_a_gradient(injection: str, query: str, near: dict[str, Any]) -> None:
+    model = make_model(memory_injection=injection, recall_query=query, **near).train()
     ids = random_ids(2, 70)
     model(ids, labels=ids, return_logits=False).loss.backward()
     for name, parameter in model.memory.named_parameters():
