@@ -114,8 +114,8 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
                 kind,
                 args=[*_as_flags(settings), *flags],
                 prog=f"hmt {verb}",
-                description=f"{(kind.__doc__ or '').strip()}\n\nAll flags may stand in a YAML file: --config FILE.yaml. "
-                f"Presets are given by name: --config {' or '.join(PRESETS)}",
+                description=f"{(kind.__doc__ or '').strip()}\n\nAll flags may stand in a file: --config FILE.yaml. "
+                f"Presets go by name: --config {' or '.join(PRESETS)}",
                 use_underscores=True,
             )
     except SystemExit as stop:
