@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -152,7 +153,7 @@ def training_options(options: Options, name: str) -> TrainOptions:
         device=options.device,
         dtype="bfloat16",
         seed=options.seed,
-        save_ckpt=options.checkpoints / f"{name}-{options.seed}".translate(str.maketrans(":=,", "---")),
+        save_ckpt=options.checkpoints / re.sub(r"[^\w.]+", "-", f"{name}-{options.seed}"),
         segment_length=256,
         num_sensory=32,
         use_lora=True,

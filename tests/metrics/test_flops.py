@@ -62,7 +62,9 @@ def test_reading_costs_what_its_windows_summaries_and_recalls_say(fields: dict[s
     needed = all_pairs(expected, cost, windows)
     # The first window is as wide as the others, with its sensory tokens missing.
     whole, first = config.segment_length, config.segment_length - config.max_sensory
-    assert torch_counts == needed + cost.body(whole) - cost.body(first)
+    wider = cost.body(whole) - cost.body(first) if config.prompt_tokens else 0
+    assert torch_counts == needed + wider
+    assert (expected > 0) == (config.mode != "backbone")  # which remembers tokens, and reads nothing for it
 
 
 @pytest.mark.parametrize(("window", "sinks"), [(None, 0), (12, 3)])

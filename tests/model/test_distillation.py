@@ -89,7 +89,11 @@ def test_the_teacher_is_the_backbone_without_its_adapter() -> None:
     assert model.backbone.training
     torch.testing.assert_close(whole(model.eval(), ids), changed)
     assert not torch.allclose(changed, expected, atol=1e-3)
-    assert all(p.requires_grad for name, p in model.backbone.named_parameters() if "lora_" in name)
+    adapter = [parameter for name, parameter in model.backbone.named_parameters() if "lora_" in name]
+    assert all(parameter.requires_grad for parameter in adapter)
+    model.backbone.requires_grad_(False)
+    Teacher(model).states(ids)
+    assert not any(parameter.requires_grad for parameter in adapter)
 
 
 @torch.no_grad()

@@ -189,7 +189,7 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
         "peak_mb": None if meter.peak_bytes is None else meter.peak_bytes / 1e6,
         "held_bytes": held_bytes,
         "flops": flops,
-        "fraction_of_floor": None if flops is None else flops / material.rate / reading.seconds,
+        "fraction_of_floor": None if not flops else flops / material.rate / reading.seconds,
         "seconds": meter.seconds,
     }
     limit = max_positions(model.backbone.config)

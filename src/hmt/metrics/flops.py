@@ -61,7 +61,8 @@ class BackboneCost:
 def reading_flops(model: MemoryModel, length: int) -> int | None:
     """What `remember` needs for a text of so many tokens: windows and summaries, recall and prompts; no head.
 
-    The unfinished segment at the end is left unread, as `remember` leaves it; the first segment asks nothing.
+    The unfinished segment at the end is left unread, as `remember` leaves it; the first segment asks nothing. A mode
+    without memory embeddings reads nothing: it keeps tokens.
 
     Args:
         model: Reads.
@@ -73,7 +74,7 @@ def reading_flops(model: MemoryModel, length: int) -> int | None:
     cost, config = BackboneCost.of(model.backbone), model.config
     if cost is None:
         return None
-    segments = length // config.fresh_tokens
+    segments = length // config.fresh_tokens if config.prompt_tokens else 0
     first = config.segment_length - config.max_sensory - config.recalled_tokens
     total = 0
     for number in range(segments):

@@ -28,6 +28,14 @@ FREE_FIELDS = {
 
 AUTOENCODER_FIELDS = {"inject_autoencoder", "autoencoder_low", "autoencoder_high"}
 
+SWITCHES = {
+    "num_recalled_tokens": "recalled_tokens",
+    "dynamic_reading": "dynamic_reading",
+    "recall_recency": "recall_recency",
+    **dict.fromkeys(AUTOENCODER_FIELDS, "inject_autoencoder"),
+}
+"""Settings that a memory notes only where the other one is on: there are memories older than they are."""
+
 
 class MemoryModel(PreTrainedModel):
     """A causal LM and the learned parts of its memory.
@@ -146,13 +154,8 @@ class MemoryModel(PreTrainedModel):
 
     def identity(self, with_weights: bool = True) -> ModelIdentity:
         """Which model this is, as a memory notes it; the weights' digest is always left out while training."""
-        shaping = [name for name in sorted(MEMORY_FIELDS) if name not in FREE_FIELDS]
-        if not self.config.recalled_tokens:
-            shaping.remove("num_recalled_tokens")  # memories are older than this field
-        if not self.config.dynamic_reading:
-            shaping.remove("dynamic_reading")  # and than this one
-        if not self.config.inject_autoencoder:
-            shaping = [name for name in shaping if name not in AUTOENCODER_FIELDS]
+        on = {name for name in MEMORY_FIELDS if name not in SWITCHES or getattr(self.config, SWITCHES[name])}
+        shaping = sorted(on - FREE_FIELDS)
         settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in shaping)
         # The policy may change from call to call, so what it learnt is not a part of the identity.
         weights = (p for name, p in self.named_parameters() if not name.startswith("memory.retention."))

@@ -161,7 +161,7 @@ class SegmentGenerator(SegmentReader):
         stream = Stream(input_ids, attention_mask, writer.state)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         last = self.embedding_table.new_zeros(len(input_ids), self.embedding_table.shape[1])
-        for segment, output, state in self._steps(stream, writer.state, return_logits=False, remember_only=True):
+        for segment, output, state in self._steps(stream, writer.state, return_logits=False, outputs="complete"):
             writer.state = state
             if output.hidden is not None:
                 ending = output.hidden[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]

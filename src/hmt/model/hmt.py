@@ -75,13 +75,14 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         if labels is not None:
             scores = scoring.Scores(self.backbone, stream, labels, loss_tokens, teacher_states)
         retrieval = RetrievalLoss(supporting, stream) if supporting is not None and self.config.recalls else None
+        whole = return_logits or output_recall or retrieval is not None  # output is wanted of what is not scored too
         logits, recalled, causal = [], [], []
         for segment, output, after in self._steps(
             stream,
             state,
             return_logits=return_logits,
             truncate_every=truncate_every,
-            targets=None if scores is None else scores.targets,
+            targets=None if scores is None or whole else scores.targets,
         ):
             if retrieval is not None:
                 retrieval.add(segment, output, state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
 from hmt.text.batches import IGNORED
 
+Outputs = Literal["all", "complete", "none"]
+"""Of which tokens output is wanted."""
+
 NEAR_SEGMENTS = 3
 """Recall distances below this are near, as published."""
 
@@ -43,7 +47,7 @@ class SegmentReader(MemoryModel):
         segment_mask: Tensor | None = None,
         query: Query | None = None,
         return_logits: bool = True,
-        remember_only: bool = False,
+        outputs: Outputs = "all",
     ) -> tuple[StepOutput, MemoryState]:
         """Read the next tokens of a segment. Nothing but the arguments goes in, nothing but the result comes out.
 
@@ -57,8 +61,9 @@ class SegmentReader(MemoryModel):
             segment_mask: (B, l) bool, real tokens; all where None.
             query: What the segment asks the bank with; that of its tokens where None.
             return_logits: Run the head.
-            remember_only: No output is wanted: nothing is read that leaves nothing behind, be it because no row's
-                segment is complete, or because the mode has no memory embeddings.
+            outputs: Of which tokens output is wanted: of "all", of those of "complete" segments, or of "none". What
+                needs no reading is not read: where no row's segment is complete and output is not wanted of all, and
+                where none is wanted and the mode leaves no embeddings behind.
 
         Returns:
             The output and the new state.
@@ -73,7 +78,7 @@ class SegmentReader(MemoryModel):
             segment_mask = torch.ones_like(segment_ids, dtype=torch.bool)
         segment_ids, segment_mask = segment_ids.long(), segment_mask.bool()
         fresh = self._add(state, segment_ids, segment_mask)
-        if remember_only and not fresh.complete.any():
+        if outputs != "all" and not fresh.complete.any():
             nothing = StepOutput(
                 hidden=None,
                 logits=None,
@@ -85,7 +90,7 @@ class SegmentReader(MemoryModel):
             )
             return nothing, self._after(state, fresh, state.bank)
         recalled = self._recall(state, fresh, query)
-        if remember_only and not self.config.prompt_tokens:
+        if outputs == "none" and not self.config.prompt_tokens:
             hidden, left_behind = None, self.embedding_table.new_zeros(len(fresh.new), 0, 0)
         else:
             parts = self._pieces(state, recalled, segment_ids, segment_mask)
@@ -324,16 +329,16 @@ class SegmentReader(MemoryModel):
         state: MemoryState,
         *,
         return_logits: bool,
-        remember_only: bool = False,
+        outputs: Outputs = "all",
         truncate_every: int | None = None,
         targets: Tensor | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
         """Step through the segments of a call; after every `truncate_every` of them the state leaves its graph.
 
-        Where `targets` (B, T) of the packed tokens are given and no logits, segments without one are only remembered.
+        Where `targets` (B, T) of the packed tokens are given, nothing is wanted of segments without one.
         """
         # A segment that is not read asks nothing.
-        segments = stream.count(self.config.fresh_tokens, whole=remember_only)
+        segments = stream.count(self.config.fresh_tokens, whole=outputs != "all")
         queries = self._queries(stream, segments) if self.config.queries and not self.config.speed_tokens else None
         for number in itertools.count():
             segment = stream.cut(self.segment_tokens(state) - state.pending_counts)
@@ -341,14 +346,14 @@ class SegmentReader(MemoryModel):
                 return
             if truncate_every and number and number % truncate_every == 0:
                 state = state.detach()
-            unscored = targets is not None and not return_logits and not (segment.of(targets, IGNORED) != IGNORED).any()
+            unscored = targets is not None and bool((segment.of(targets, IGNORED) == IGNORED).all())
             output, state = self.step(
                 segment.ids,
                 state,
                 segment_mask=segment.mask,
                 query=next(queries, None) if queries else None,
                 return_logits=return_logits,
-                remember_only=remember_only or (unscored and not self.config.prompt_tokens),
+                outputs="none" if unscored else outputs,
             )
             yield segment, output, state
 
@@ -368,6 +373,6 @@ class SegmentReader(MemoryModel):
         """
         state = self.start_state(state, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state)
-        for _, _, after in self._steps(stream, state, return_logits=False, remember_only=True):
+        for _, _, after in self._steps(stream, state, return_logits=False, outputs="none"):
             state = after
         return state

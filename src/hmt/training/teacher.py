@@ -31,6 +31,7 @@ class Teacher:
         """Last hidden states (B, T, D) of input_ids (B, T), padded on the right where rows are shorter."""
         backbone = self._model.backbone
         training, adapted = backbone.training, self._model.has_adapter
+        learns = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
         backbone.eval()
         if adapted:
             backbone.disable_adapters()
@@ -42,5 +43,7 @@ class Teacher:
             return torch.cat(parts, dim=1)[:, : input_ids.shape[1]]
         finally:
             if adapted:
-                backbone.enable_adapters()
+                backbone.enable_adapters()  # which lets them learn, whether they did or not
+                for parameter, before in learns:
+                    parameter.requires_grad_(before)
             backbone.train(training)
