@@ -98,7 +98,7 @@ class Options:
     kept: Path = HERE / "results" / "real_text.jsonl"
     """File that each trial adds its figures to."""
     compare: str | None = None
-    """Train nothing; print the trials of that file against this one."""
+    """Print the trials of that file against this one."""
 
 
 def main(options: Options) -> None:
@@ -147,7 +147,7 @@ def changes(name: str) -> dict[str, Any]:
 
 
 def training_options(options: Options, name: str) -> TrainOptions:
-    """Of a trial: as many tokens and steps as any other."""
+    """Of a trial: as many tokens as any other, to the step."""
     settings = TrainOptions(
         task_name=options.train,
         device=options.device,

@@ -96,11 +96,16 @@ class Bank:
         )
         return grown.keep(grown.valid, int(grown.valid.sum(dim=1).max()))
 
-    def per_segment(self, values: Tensor) -> Tensor:
-        """Values of the slots, (B, N) float, as the mean over the slots of the same segment."""
+    @property
+    def starts(self) -> Tensor:
+        """The first slot of each segment, and of those that are empty, (B, N) bool."""
         starts = torch.ones_like(self.valid)
         starts[:, 1:] = (self.segments[:, 1:] != self.segments[:, :-1]) | (self.valid[:, 1:] != self.valid[:, :-1])
-        group = starts.cumsum(dim=1) - 1
+        return starts
+
+    def per_segment(self, values: Tensor) -> Tensor:
+        """Values of the slots, (B, N) float, as the mean over the slots of the same segment."""
+        group = self.starts.cumsum(dim=1) - 1
         sums, sizes = (
             torch.zeros_like(values).scatter_add(1, group, part) for part in (values, torch.ones_like(values))
         )

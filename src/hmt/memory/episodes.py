@@ -93,9 +93,7 @@ def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
     The newest segment never is: its end stands in the window as sensory tokens, and a query made of its own tokens
     would find nothing else.
     """
-    first = bank.valid.clone()
-    first[:, 1:] &= bank.segments[:, 1:] != bank.segments[:, :-1]
-    return first & (bank.segments < before[:, None])
+    return bank.valid & bank.starts & (bank.segments < before[:, None])
 
 
 def choose_episode(

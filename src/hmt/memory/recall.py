@@ -6,6 +6,7 @@ Shape legend: B rows, R memory embeddings per segment, N bank slots, D embedding
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init  # leaves alone what a checkpoint has filled
 
@@ -40,8 +41,7 @@ class Nearness(nn.Module):
         age = (newest - bank.segments + 1).clamp(min=1).float().log()
         # Counted from a segment's end, since the oldest may have lost its first embeddings.
         slots = torch.arange(bank.valid.shape[1], device=age.device)
-        ends = torch.ones_like(bank.valid)
-        ends[:, :-1] = (bank.segments[:, 1:] != bank.segments[:, :-1]) | (bank.valid[:, 1:] != bank.valid[:, :-1])
+        ends = F.pad(bank.starts[:, 1:], (0, 1), value=True)
         end = slots.masked_fill(~ends, len(slots)).flip(1).cummin(dim=1).values.flip(1)
         place = (len(self.place) - 1 - (end - slots)).clamp(min=0)
         return self.place.float().T[place].transpose(1, 2) - self.strength.float()[None, :, None] * age[:, None]

@@ -5,6 +5,7 @@ Shape legend: B rows, T tokens of a call, V vocabulary.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
 
@@ -75,7 +76,8 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
         if labels is not None:
             scores = scoring.Scores(self.backbone, stream, labels, loss_tokens, teacher_states)
         retrieval = RetrievalLoss(supporting, stream) if supporting is not None and self.config.recalls else None
-        whole = return_logits or output_recall or retrieval is not None  # output is wanted of what is not scored too
+        # Output is wanted of what is not scored too; and processes that train together read the same segments.
+        whole = return_logits or output_recall or retrieval is not None or torch.is_grad_enabled()
         logits, recalled, causal = [], [], []
         for segment, output, after in self._steps(
             stream,

@@ -221,7 +221,7 @@ class _FrozenHeadNats(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         factors = upstream[0].split(1, dim=-1)
         parts = [gradient * factor for gradient, factor in zip(ctx.saved_tensors, factors, strict=True)]
-        states = torch.stack(parts).sum(dim=0).to(ctx.saved_tensors[0].dtype)
+        states = sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype)
         return None, states, *(None for _ in ctx.needs_input_grad[2:])
 
 
