@@ -38,14 +38,21 @@ from hmt.text.tasks import load_documents
 EIGHT: dict[str, Any] = {"num_memory_tokens": 8, "memory_gain": 0.5, "recall_query": "previous"}
 """Eight memory embeddings a segment: 16 positions of the window, which plain sensory tokens get as well."""
 
+REREAD: dict[str, Any] = {"mode": "backbone", "recall_selection": "lexical", "recall_query": "previous"}
+
 TRIALS: dict[str, dict[str, Any]] = {
     "sensory": {"mode": "backbone", "num_sensory": 48},
+    "sensory_40": {"mode": "backbone", "num_sensory": 40},
     "sensory_32": {"mode": "backbone", "num_sensory": 32},
     "short_term": {"mode": "short_term", **EIGHT},
     "rmt": {"mode": "rmt", "num_memory_tokens": 8, "memory_gain": 0.5},
     "hmt": EIGHT,
     "hmt_near": {**EIGHT, "recall_recency": 4.0},
     "hmt_near_4": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 4},
+    "window_512": {"mode": "backbone", "segment_length": 512, "num_sensory": 448},
+    "reread_512": {**REREAD, "segment_length": 512, "num_sensory": 336, "num_recalled_tokens": 112},
+    "window_1024": {"mode": "backbone", "segment_length": 1024, "num_sensory": 768},
+    "reread_1024": {**REREAD, "segment_length": 1024, "num_sensory": 576, "num_recalled_tokens": 192},
 }
 """Names -> what a trial changes of the settings below."""
 
@@ -177,11 +184,13 @@ def training_options(options: Options, name: str) -> TrainOptions:
 def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
     """Rows of the trained checkpoint, with both controls where it recalls."""
     model, tokenizer = load(replace(trained, load_from_ckpt=str(trained.save_ckpt)))
-    modes = {"hmt": "hmt,hmt_shuffled,hmt_uniform"}.get(trained.mode, trained.mode)
+    own = "episodic" if trained.num_recalled_tokens and trained.mode == "backbone" else trained.mode
+    modes = {"hmt": "hmt,hmt_shuffled,hmt_uniform", "episodic": "episodic,backbone"}.get(own, own) + ",native"
     scoring = EvaluateOptions(
         lengths=options.lengths, modes=modes, target_tokens=options.target_tokens, batch_size=options.rows_at_once,
         spans_per_document=options.spans_per_document, segment_length=trained.segment_length,
         num_sensory=trained.num_sensory, num_memory_tokens=trained.num_memory_tokens,
+        num_recalled_tokens=trained.num_recalled_tokens, recall_query=trained.recall_query,
     )  # fmt: skip
     documents = [
         document
@@ -200,7 +209,10 @@ def flat(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def compared(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
     """Change in percent against the reference of the same seed and context, with an interval over the documents."""
-    theirs = {(row["seed"], row["context_tokens"]): row for row in rows if row["trial"] == reference}
+    theirs: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in rows:
+        if row["trial"] == reference:
+            theirs.setdefault((row["seed"], row["context_tokens"]), row)  # its own row is its first
     for row in rows:
         other = theirs.get((row["seed"], row["context_tokens"]))
         if other is None or other is row:

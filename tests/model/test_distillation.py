@@ -88,6 +88,7 @@ def test_the_teacher_is_the_backbone_without_its_adapter() -> None:
     torch.testing.assert_close(Teacher(model).states(ids), expected)
     assert model.backbone.training
     torch.testing.assert_close(whole(model.eval(), ids), changed)
+    torch.testing.assert_close(Teacher(model, adapted=True).states(ids), changed)
     assert not torch.allclose(changed, expected, atol=1e-3)
     adapter = [parameter for name, parameter in model.backbone.named_parameters() if "lora_" in name]
     assert all(parameter.requires_grad for parameter in adapter)
@@ -121,6 +122,25 @@ def test_a_memory_learns_from_the_teacher() -> None:
     assert last < 0.9 * first
 
 
+def test_a_run_is_taught_by_the_adapter_where_it_is_asked_to() -> None:
+    losses = []
+    for teacher in ("backbone", "adapted"):
+        torch.manual_seed(0)
+        options = TrainOptions(
+            segment_length=20, num_sensory=4, mem_recall_hidden_dim=16, learning_rate=3e-2, stage_1_step=0,
+            training_step=6, bptt_depth=4, use_lora=True, distillation_weight=1.0, distillation_teacher=teacher,
+        )  # fmt: skip
+        text = [TokenDocument("a", random_ids(1, 600)[0])]
+        model = make_model()
+        model.add_lora(rank=4)
+        history = Training(model, options, keep=False).run(text)["history"]
+        losses.append([entry["distillation_loss"] for entry in history])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)  # an adapter starts as nothing
+    assert losses[0][-1] != pytest.approx(losses[1][-1], rel=1e-3)
+
+
 def test_the_teacher_must_not_be_what_is_trained() -> None:
     with pytest.raises(ValueError, match="distillation_weight"):
         TrainOptions(distillation_weight=1.0, train_backbone=True).check()
+    with pytest.raises(ValueError, match="distillation_teacher"):
+        TrainOptions(distillation_weight=1.0, distillation_teacher="adapted").check()

@@ -50,7 +50,9 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     retrieval_loss_weight: float = 0.05
     """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
     distillation_weight: float = 0.0
-    """Weight of learning what the frozen backbone itself predicts with all of a sample before it; 0 not at all."""
+    """Weight of learning what the backbone itself predicts with all of a sample before it; 0 not at all."""
+    distillation_teacher: Literal["backbone", "adapted"] = "backbone"
+    """Who predicts there: the backbone as it was, or with the adapter as it is at that step."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3
@@ -144,6 +146,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
                 "distillation_weight must be at least 0, and its teacher is a backbone that is not trained itself: "
                 f"give --use_lora instead of --train_backbone, got {self.distillation_weight}"
             )
+        if self.distillation_teacher == "adapted" and not self.use_lora:
+            raise ValueError("distillation_teacher adapted is the backbone with the adapter that is trained: --use_lora")
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")

@@ -86,7 +86,11 @@ class Stepper:
         self.fresh_tokens = None if config.speed_tokens else config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
-        self._teacher = Teacher(accelerator.unwrap_model(model)) if options.distillation_weight else None
+        self._teacher = (
+            Teacher(accelerator.unwrap_model(model), adapted=options.distillation_teacher == "adapted")
+            if options.distillation_weight
+            else None
+        )
         self._rows_at_once = options.batch_size
         beside, distillation = options.retrieval_loss_weight, options.distillation_weight
         self._weights = torch.tensor([1.0, beside, beside, distillation], device=accelerator.device)

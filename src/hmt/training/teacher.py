@@ -13,27 +13,29 @@ from hmt.model.hmt import HMTForCausalLM
 
 
 class Teacher:
-    """A model's own backbone, without adapter and memory, reading whole samples.
+    """A model's own backbone, without memory, reading whole samples.
 
     Where a sample is longer than the backbone was made for, it is read in windows of that length which overlap by half,
     so that no token has less than half a window before it.
 
     Args:
         model: Whose backbone is frozen.
+        adapted: Read with the model's adapter, as it has become by then; else without.
     """
 
-    def __init__(self, model: HMTForCausalLM) -> None:
+    def __init__(self, model: HMTForCausalLM, adapted: bool = False) -> None:
         self._model = model
+        self._without_adapter = model.has_adapter and not adapted
         self._window = max_positions(model.backbone.config)
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
         """Last hidden states (B, T, D) of input_ids (B, T), padded on the right where rows are shorter."""
         backbone = self._model.backbone
-        training, adapted = backbone.training, self._model.has_adapter
+        training = backbone.training
         learns = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
         backbone.eval()
-        if adapted:
+        if self._without_adapter:
             backbone.disable_adapters()
         try:
             embeddings, window = embed(backbone, input_ids), self._window or input_ids.shape[1]
@@ -42,7 +44,7 @@ class Teacher:
                 parts.append(body(backbone, embeddings[:, start : start + window])[:, window // 2 :])
             return torch.cat(parts, dim=1)[:, : input_ids.shape[1]]
         finally:
-            if adapted:
+            if self._without_adapter:
                 backbone.enable_adapters()  # which lets them learn, whether they did or not
                 for parameter, before in learns:
                     parameter.requires_grad_(before)
