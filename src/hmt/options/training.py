@@ -147,7 +147,7 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
                 f"give --use_lora instead of --train_backbone, got {self.distillation_weight}"
             )
         if self.distillation_teacher == "adapted" and not self.use_lora:
-            raise ValueError("distillation_teacher adapted is the backbone with the adapter that is trained: --use_lora")
+            raise ValueError("distillation_teacher adapted is the backbone with its trained adapter: give --use_lora")
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")
