@@ -59,6 +59,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 KEPT = ("row", "context_tokens", "ppl", "ppl_causal", "bits_per_byte", "tokens", "document_sums")
 COLUMNS = {
     "trial": "trial",
+    "text": "text",
     "seed": "seed",
     "row": "row",
     "context_tokens": "context",
@@ -134,6 +135,7 @@ def run_trial(options: Options, name: str) -> dict[str, Any]:
     sys.stdout.write(f"{name}: {line}\n")
     return {
         "trial": name,
+        "text": texts(options),
         "seed": options.seed,
         "trained_tokens": trained["tokens"],
         "steps": trained["steps"],
@@ -145,6 +147,11 @@ def run_trial(options: Options, name: str) -> dict[str, Any]:
         "environment": environment(),
         "rows": score(options, settings),
     }
+
+
+def texts(options: Options) -> str:
+    """What was learnt from and what was scored, without directories."""
+    return " -> ".join([Path(options.train).name, *(Path(text).name for text in options.score)])
 
 
 def changes(name: str) -> dict[str, Any]:
@@ -208,13 +215,17 @@ def flat(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compared(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Change in percent against the reference of the same seed and context, with an interval over the documents."""
-    theirs: dict[tuple[int, int], dict[str, Any]] = {}
+    """Change in percent against the reference on the same targets and seed, with an interval over the documents."""
+
+    def same(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("text", "tokens", "seed", "context_tokens"))
+
+    theirs: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["trial"] == reference:
-            theirs.setdefault((row["seed"], row["context_tokens"]), row)  # its own row is its first
+            theirs.setdefault(same(row), row)  # its own row is its first
     for row in rows:
-        other = theirs.get((row["seed"], row["context_tokens"]))
+        other = theirs.get(same(row))
         if other is None or other is row:
             continue
         low, high = difference_interval(row["document_sums"], other["document_sums"])

@@ -224,7 +224,7 @@ def test_generate_streams_and_writes_json(backbone_dir: Path, tmp_path: Path, ru
 
 def test_presets_go_by_name_and_fit_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near = parse("train", ["--config", "near", "--seed", "3"])
-    assert (near.num_memory_tokens, near.recall_recency, near.distillation_weight, near.seed) == (4, 4.0, 3.0, 3)
+    assert (near.num_memory_tokens, near.recall_recency, near.distillation_weight, near.seed) == (4, 4.0, 1.0, 3)
     reread = parse("evaluate", ["--config", "reread", "--modes", "episodic"])
     assert (reread.mode, reread.segment_length, reread.fresh_tokens) == ("backbone", 512, 64)
     monkeypatch.chdir(tmp_path)

@@ -26,8 +26,8 @@ def test_two_trials_score_the_same_targets_and_are_compared(
     )  # fmt: skip
     real_text.main(options)
     plain, near = (json.loads(line) for line in kept.read_text().splitlines())
-    assert [row["row"] for row in plain["rows"]] == ["backbone"]
-    assert [row["row"] for row in near["rows"]] == ["hmt", "hmt_shuffled", "hmt_uniform"]
+    assert [row["row"] for row in plain["rows"]] == ["backbone", "native"]
+    assert [row["row"] for row in near["rows"]] == ["hmt", "hmt_shuffled", "hmt_uniform", "native"]
     assert {row["tokens"] for row in plain["rows"] + near["rows"]} == {plain["rows"][0]["tokens"]}
     assert near["settings"]["recall_recency"] == 4.0
     assert min(plain["trained_tokens"], near["trained_tokens"]) >= 600

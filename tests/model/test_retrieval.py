@@ -33,9 +33,7 @@ def test_it_is_minus_the_logarithm_of_the_weight_on_supporting_segments() -> Non
     torch.testing.assert_close(output.retrieval_loss, expected)
     plain = model()(IDS, labels=IDS).loss
     torch.testing.assert_close(output.loss, plain + 0.5 * expected)
-    torch.testing.assert_close(
-        model()(IDS, labels=IDS, supporting=SUPPORTING).loss, plain + 0.05 * expected
-    )  # the default weight
+    torch.testing.assert_close(model()(IDS, labels=IDS, supporting=SUPPORTING).loss, plain + expected)  # weight 1
     by_number = model()(IDS, supporting=[[0], [1, 2]])
     torch.testing.assert_close(by_number.retrieval_loss, expected)
     assert by_number.loss is None

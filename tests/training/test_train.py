@@ -123,6 +123,22 @@ def test_a_batch_that_names_its_support_is_trained_to_recall_it() -> None:
     assert stepper.take(Batch(*list(vars(batch).values())[:3]), 110).retrieval_loss is None
 
 
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        (None, {"q_proj", "v_proj"}),
+        ("o_proj, up_proj", {"o_proj", "up_proj"}),
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+    ],
+)
+def test_lora_adapts_the_layers_that_are_named(targets: str | None, adapted: set[str]) -> None:
+    model = make_model()
+    choose_trained_parts(model, TrainOptions(**SMALL, use_lora=True, lora_targets=targets))
+    assert {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name} == adapted
+    with pytest.raises(ValueError, match="nonsense"):
+        choose_trained_parts(make_model(), TrainOptions(**SMALL, use_lora=True, lora_targets="nonsense"))
+
+
 def test_lora_trains_the_adapter_and_the_memory_at_their_own_rates() -> None:
     model = make_model()
     options = TrainOptions(**SMALL, use_lora=True, learning_rate=1e-4, stage_1_step=0, training_step=5)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hmt.model.autoencoder import Autoencoder
+from hmt.model.products import fast_products
 
 
 def embedding_size(config: PreTrainedConfig) -> int:
@@ -47,13 +48,13 @@ def body(
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(body, backbone, embeddings, autoencoder=autoencoder, use_reentrant=False)
-    with autoencoder.before_mlps(backbone) if autoencoder else nullcontext():
+    with fast_products(embeddings), autoencoder.before_mlps(backbone) if autoencoder else nullcontext():
         return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 
 def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits (..., V) of hidden states (..., D), with the scaling that some families apply to them."""
-    with record_function("hmt.head"):
+    with record_function("hmt.head"), fast_products(hidden):
         logits = backbone.get_output_embeddings()(hidden)
     config = backbone.config.get_text_config(decoder=True)
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere

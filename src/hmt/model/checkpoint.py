@@ -132,7 +132,7 @@ class CheckpointedModel(MemoryModel):
             parameter.requires_grad_("lora_" in name and parameter.requires_grad)
 
     def add_lora(
-        self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | None = None
+        self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
     ) -> None:
         """Freeze the backbone and add a LoRA adapter to it through PEFT.
 
@@ -140,10 +140,12 @@ class CheckpointedModel(MemoryModel):
             rank: Rank r of the update.
             alpha: The update is scaled by alpha / r.
             dropout: Dropout before the update while training.
-            target_modules: Names of the linear layers to adapt; those usual for the backbone's family where None.
+            target_modules: Names of the linear layers to adapt, or "all-linear" for all but the head; those usual for
+                the backbone's family where None.
 
         Raises:
             ImportError: If PEFT is not installed; names the extra.
+            ValueError: If the backbone has no layers of these names.
         """
         try:
             from peft import LoraConfig

@@ -23,8 +23,8 @@ Supporting = Tensor | Sequence[Sequence[int]]
 LEAST_SHARE = 1e-9
 """Shares below this are not told apart, so that their logarithm stays finite."""
 
-RETRIEVAL_LOSS_WEIGHT = 0.05
-"""Weight beside the loss of the language model."""
+RETRIEVAL_LOSS_WEIGHT = 1.0
+"""Weight beside the loss of the language model. With 0.05 recall finds its way too, 100 of 300 steps later."""
 
 
 class RetrievalLoss:

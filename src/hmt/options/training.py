@@ -47,7 +47,7 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Micro-steps per optimizer step."""
     loss_tokens: int | None = None
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
-    retrieval_loss_weight: float = 0.05
+    retrieval_loss_weight: float = 1.0
     """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
     distillation_weight: float = 0.0
     """Weight of learning what the backbone itself predicts with all of a sample before it; 0 not at all."""
@@ -79,6 +79,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Scale of the adapter, alpha / rank."""
     lora_dropout: float = 0.1
     """Dropout of the adapter."""
+    lora_targets: str | None = None
+    """Layers to adapt: all-linear, or names with commas; by default those usual for the backbone's family."""
     train_memory_map: bool = False
     """Train nothing but the map between the two reading speeds, with --dynamic_reading."""
     train_backbone: bool = False
@@ -173,6 +175,13 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             raise ValueError("patience counts validations; say how often with --eval_step")
         if self.max_minutes is not None and (self.lr_schedule == "cosine" or self.resume):
             raise ValueError("max_minutes leaves the number of steps open: no --lr_schedule cosine, no --resume")
+
+    @property
+    def adapted_layers(self) -> list[str] | str | None:
+        """What lora_targets names."""
+        if self.lora_targets is None or self.lora_targets == "all-linear":
+            return self.lora_targets
+        return [name.strip() for name in self.lora_targets.split(",")]
 
     @property
     def trackers(self) -> list[str]:

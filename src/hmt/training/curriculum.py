@@ -60,9 +60,9 @@ def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
         model.requires_grad_(True)
         return
     if options.use_lora and model.has_adapter:
-        logger.info("the checkpoint's own adapter is trained on: --lora_rank, --lora_alpha and --lora_dropout are its")
+        logger.info("the checkpoint's own adapter is trained on: every --lora_ setting is its")
     elif options.use_lora:
-        model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout)
+        model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout, options.adapted_layers)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(options.use_lora and "lora_" in name)
 

@@ -39,7 +39,7 @@ FOLDER = "training"
 SAME = (
     "mode", "segment_length", "num_sensory", "num_memory_tokens", "seed", "task_name", "task_subset", "train_set_split",
     "max_documents", "batch_size", "gradient_accumulation_steps", "bptt_depth", "stage_1_step", "hmt_stage_1",
-    "hmt_stage_2", "use_lora", "lora_rank", "train_backbone",
+    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone",
 )  # fmt: skip
 """Settings that a run cannot change on the way: what its samples, stages and optimizer are made of."""
 

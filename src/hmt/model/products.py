@@ -1,0 +1,94 @@
+"""Matrix products on a CPU: oneDNN's instead of BLAS's, for the same float32 weights, whoever's module they are in.
+
+The sums are those of float32 in another order; docs/profiling.md says how much sooner they are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import register_flop_formula
+
+LEAST_ROWS = 8
+"""With fewer rows BLAS is as fast or faster, but for a head."""
+
+WIDE = 16_384
+"""Outputs of a layer, a head, from which on oneDNN is faster with any number of rows."""
+
+available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+if available:  # so that torch's counter of operations goes on counting them
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _linear_flops(values_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * math.prod(values_shape) * int(weight_shape[0])
+
+
+def fast_products(example: Tensor) -> AbstractContextManager[Any]:
+    """Within it linear layers that are not trained are computed by oneDNN, where that is at hand.
+
+    Args:
+        example: Has the device and format of what will be multiplied.
+    """
+    if not available or example.device.type != "cpu" or example.dtype != torch.float32:
+        return nullcontext()
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return nullcontext()
+    return _Products()
+
+
+class _Products(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # Compiled layers see torch's own function: their compiler chooses for itself.
+        if func is F.linear and not kwargs and not torch.compiler.is_compiling() and _serves(*args):
+            return _linear(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _serves(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return (
+        type(weight) in (Tensor, torch.nn.Parameter)
+        and type(values) is Tensor
+        and weight.dtype == values.dtype == torch.float32
+        and values.device.type == weight.device.type == "cpu"
+        and values.shape[-1] == weight.shape[-1]
+        and (bias is None or bias.dtype == torch.float32)
+        and not (torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)))
+        and values.numel() > 0
+        and (values.numel() >= LEAST_ROWS * values.shape[-1] or len(weight) >= WIDE)
+    )
+
+
+def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled() and values.requires_grad:
+        return _FrozenLinear.apply(values, weight, bias)
+    return _product(values, weight, bias)
+
+
+def _product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A linear layer whose weight has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _product(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _product(gradient, weight.T), None, None
