@@ -104,6 +104,18 @@ def test_a_bad_byte_is_named_as_if_the_file_were_read_at_once(data: bytes, tmp_p
     assert str(pieces.value) == str(whole.value)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_tokenizer_s_own_settings_hold(split: bool) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_bpe(), sep_token="<sep>", pad_token="<pad>", split_special_tokens=split
+    )
+    text = "one <sep> two " * 20
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (tokenizer.sep_token_id in whole) is not split
+    tokenizer([text, text[:20]], padding=True, truncation=True, max_length=7)  # which it keeps, and must not use here
+    assert [token for part in token_parts([text], tokenizer) for token in part] == whole
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_no_more_is_held_than_a_part_needs() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe())

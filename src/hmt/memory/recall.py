@@ -100,7 +100,10 @@ class Recall(nn.Module):
             without memory gets what has no meaning; the caller masks it.
         """
         logits = self.logits(summary, bank, bias)
-        return logits.softmax(dim=-1).to(bank.embeddings.dtype) @ bank.embeddings, logits
+        # In float32 whatever the bank's format: in bfloat16 a CPU would keep a kernel for every size the bank has had.
+        with torch.autocast(summary.device.type, enabled=False):
+            recalled = logits.softmax(dim=-1) @ bank.embeddings.float()
+        return recalled.to(bank.embeddings.dtype), logits
 
 
 class PublishedInjection(nn.Module):

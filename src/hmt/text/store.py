@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-HELD_TOKENS = 1 << 22
+HELD_TOKENS = 1 << 20
 """Tokens that are held in memory before they go to a file."""
 
 
