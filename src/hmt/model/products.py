@@ -23,7 +23,17 @@ LEAST_ROWS = 8
 WIDE = 16_384
 """Outputs of a layer, a head, from which on oneDNN is faster with any number of rows."""
 
-available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+def _works() -> bool:
+    """Whether this torch has the product: it is the one that torch's own compiler uses, and not promised to stay."""
+    ones = torch.ones(8, 8, dtype=torch.float32, device="cpu")
+    try:
+        return torch.equal(torch.ops.mkldnn._linear_pointwise(ones, ones, None, "none", [], ""), 8 * ones)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+available = torch.backends.mkldnn.is_available() and _works()
 
 if available:  # so that torch's counter of operations goes on counting them
 
