@@ -43,7 +43,7 @@ if available:  # so that torch's counter of operations goes on counting them
 
 
 def fast_products(example: Tensor) -> AbstractContextManager[Any]:
-    """Within it linear layers that are not trained are computed by oneDNN, where that is at hand.
+    """Within it linear layers whose weights need no gradient are computed by oneDNN, where that is at hand.
 
     Args:
         example: Has the device and format of what will be multiplied.
