@@ -17,7 +17,7 @@ from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import TrainOptions
 from hmt.options.base import parse_share
-from hmt.text.answers import tokenize_questions
+from hmt.text.answers import TokenQuestion, tokenize_questions
 from hmt.text.augment import augment, read_enough
 from hmt.text.batches import Readable, Sample, tokenize
 from hmt.text.documents import Document
@@ -60,7 +60,15 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
     if options.eval_step:
         longest = max(_sample_tokens(training, stage) for stage in training.stages)
         validation = texts.held_out("validation", longest, options.eval_samples)
-    figures = training.run(texts.train(), validation)
+    learnt = texts.train()
+    config = model.config
+    if isinstance(learnt[0], TokenQuestion) and config.queries and config.recall_query == "prefix":
+        logger.warning(
+            "an answer within the first %d tokens of its segment is part of what that segment asks the memory with, "
+            "and will not be when answers are written: --recall_query previous asks alike in both",
+            config.summary_tokens,
+        )
+    figures = training.run(learnt, validation)
     if figures["interrupted"]:
         return figures, f"stopped at step {figures['steps']}; {_how_to_go_on(training)}"
     closing = (

@@ -29,6 +29,13 @@ def test_keys_of_a_json_file_name_its_rows(tmp_path: Path) -> None:
     assert [row for _, row in table_rows(tmp_path / "t.json")] == [{"id": "12", "a": 1}, {"id": "13", "a": 2}]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_a_json_file_of_one_row_is_one_row(tmp_path: Path, end: str) -> None:
+    row = {"text": "said once", "meta": {"lines": 3}}
+    (tmp_path / "t.json").write_text(json.dumps(row) + end)
+    assert list(table_rows(tmp_path / "t.json")) == [(1, row)]
+
+
 def test_what_is_no_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('["a"]')
     with pytest.raises(ValueError, match=r"t\.json, row 1, must be a row of named columns, got str"):

@@ -61,6 +61,16 @@ def test_a_directory_of_questions_trains_and_tests(
     assert "over 12 targets of 4 samples" in said  # a space, a letter and the end, four times
 
 
+@pytest.mark.parametrize("query", ["prefix", "previous"])
+def test_a_query_that_reads_the_answer_is_told_of(
+    query: str, asked: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = ("--recall_query", query, "--save_ckpt", tmp_path / "ckpt")
+    assert run_cli("train", "--model_name", backbone_dir, *flags(asked, *more))[0] == 0
+    told = any("--recall_query previous asks alike" in record.getMessage() for record in caplog.records)
+    assert told == (query == "prefix")
+
+
 def test_needles_are_measured_with_the_models_tokenizer(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
     more = ("--context_lengths", 200, "--depths", "0.5", "--per_cell", 4, "--bptt_depth", 30, "--test_step", 4)
     status, said, complaint = run_cli(

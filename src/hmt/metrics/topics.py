@@ -68,9 +68,9 @@ class TopicRecall:
             own = int(shares[number].masked_fill(names == FILLER, -1.0).argmax())
             if names[own] == FILLER or shares[number, own] <= 0:
                 continue
-            filled = min(number * weights.shape[1], weights.shape[2])  # the filled slots come first
-            weight = weights[row, :, :filled].detach().double().mean(dim=0).cpu()
-            slots = shares[segments[row, :filled].cpu()]  # (filled slots, origins)
+            filled = segments[row] >= 0
+            weight = weights[row, :, filled].detach().double().mean(dim=0).cpu()
+            slots = shares[segments[row, filled].cpu()]  # (filled slots, origins)
             parts = torch.stack([slots[:, own], slots[:, names == FILLER].sum(dim=1)])
             parts = torch.cat([parts, 1 - parts.sum(dim=0, keepdim=True)])  # (3, filled slots)
             self.mass += parts @ (weight / weight.sum())

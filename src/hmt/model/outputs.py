@@ -25,7 +25,7 @@ class Recollection:
         weights: Recall weights (B, R, N) over the bank before this segment, float32, 0 in a row that has nothing to
             recall; or None without recall.
         recall_logits: What the weights are the softmax of, the lowest number at empty slots; or None.
-        segments: Number of the segment behind each slot, (B, N) int64.
+        segments: Number of the segment behind each slot, (B, N) int64, -1 where it is empty.
         starts: (B,) int64, tokens of the text before this segment.
         distances: (B,) int64, segments between this one and the strongest recalled; 0 where nothing was recalled.
         episode: Tokens of earlier segments that were read again, or None.
@@ -58,7 +58,7 @@ class RecallTrace:
 
     Attributes:
         weights: Recall weights (B, R, N) of each segment that recalled, in order; N is the bank's width at that time.
-        segments: Number of the segment behind each of those slots, (B, N) int64 each.
+        segments: Number of the segment behind each of those slots, (B, N) int64 each, -1 where it is empty.
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
         starts: Tokens of the text before each of these segments, (B,) int64 each.
         episodes: Tokens that were read again, of each segment that did, in order.

@@ -42,7 +42,8 @@ def read_json(file: Path) -> Any:
 def table_rows(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, Row]]:
     """The rows of a table with their numbers, from 1; a line of .jsonl counts though it is blank.
 
-    A .json file holds a list of rows, one row a key, which then is the row's `id`, or lines like those of .jsonl.
+    A .json file holds a list of rows, one row a key, which then is the row's `id`, a single row, or lines like those of
+    .jsonl.
 
     Args:
         file: A file with one of `TABLE_SUFFIXES`.
@@ -62,8 +63,8 @@ def table_rows(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[t
         yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1)
     else:
         held = read_json(file)
-        if isinstance(held, dict):
-            held = [{"id": key, **row} if isinstance(row, dict) else row for key, row in held.items()]
+        if isinstance(held, dict) and all(isinstance(row, dict) for row in held.values()):
+            held = [{"id": key, **row} for key, row in held.items()]
         for number, row in enumerate(held if isinstance(held, list) else [held], start=1):
             yield number, _checked(file, f"row {number}", row)
 
