@@ -28,14 +28,15 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
 
     tasks = [name for name in TASKS if any(row["task"] == name for row in summary)]
     figure, plots = plt.subplots(len(tasks), 1, figsize=(8, 3.2 * len(tasks)), layout="constrained", squeeze=False)
+    colours: dict[str, str] = {}  # the same in every plot
     for axes, task in zip(plots[:, 0], tasks, strict=True):
         own = [row for row in summary if row["task"] == task]
         names = [n for n in dict.fromkeys(row["row"] for row in own) if SHUFFLED not in n or n == f"hmt{SHUFFLED}"]
         for number, name in enumerate(names):
+            colour = colours.setdefault(name, COLOURS[len(colours) % len(COLOURS)])
             line = sorted((row for row in own if row["row"] == name), key=lambda row: row["distance"])
             distances = [row["distance"] for row in line]
             style = ":" if SHUFFLED in name else "-"
-            colour = COLOURS[number % len(COLOURS)]
             width = max(4 - 0.6 * number, 1)  # lines that fall together stay visible
             means = [row["mean"] for row in line]
             axes.plot(distances, means, style, linewidth=width, marker="o", markersize=3, color=colour, label=name)
