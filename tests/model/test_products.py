@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hmt.model import products
 from hmt.model.products import fast_products
@@ -91,3 +93,29 @@ def test_a_model_reads_and_learns_as_without(calls: list[Any], monkeypatch: pyte
     assert calls == []
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(gradients, slow, atol=1e-5, rtol=1e-4)
+
+
+def test_the_counter_of_operations_counts_them_there_and_back() -> None:
+    layer = nn.Linear(24, 56).requires_grad_(False)
+    counted = []
+    for context in (nullcontext(), fast_products(torch.zeros(1))):
+        values = torch.randn(40, 24, requires_grad=True)
+        with FlopCounterMode(display=False) as counter, context:
+            layer(values).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert counted == [2 * 2 * 40 * 24 * 56] * 2
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_multiplied_by_it_too(calls: list[Any]) -> None:
+    torch.compiler.reset()
+    layer = nn.Linear(24, 56).requires_grad_(False)
+    values = torch.randn(40, 24, requires_grad=True)
+    expected = layer(values)
+    compiled = torch.compile(lambda given: layer(given).relu())
+    with fast_products(values):
+        result = compiled(values)
+    torch.testing.assert_close(result, expected.relu())
+    result.sum().backward()
+    assert len(calls) == 2
+    torch.testing.assert_close(values.grad, (expected > 0).float() @ layer.weight)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hmt.model.backbone import body
+from hmt.model.products import fast_products
 
 SUMMARIES = 4
 """Segments summarised in one call of a compiled body: a group of few, so that few are left over."""
@@ -23,7 +24,8 @@ SUMMARIES = 4
 class CompiledBody:
     """A backbone's body, compiled anew for each shape it is called with.
 
-    On a CPU the weights are packed for the shape, so they must not change any more.
+    On a CPU bfloat16 weights are packed for the shape, so they must not change any more; float32 ones are multiplied as
+    without a compiler (`products`), since packing them takes as much memory as they do and gains nothing.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -31,7 +33,7 @@ class CompiledBody:
             return body(backbone, embeddings)
 
         self._run = torch.compile(run, dynamic=False)
-        self._packs = backbone.device.type == "cpu"
+        self._packs = backbone.device.type == "cpu" and backbone.dtype != torch.float32
 
     def serves(self, model: nn.Module) -> bool:
         """Whether a model's call may use it: not while training, where a gradient is wanted, or MLPs are changed."""
@@ -42,7 +44,7 @@ class CompiledBody:
         import torch._inductor.config as inductor
 
         packed = inductor.patch(freezing=True) if self._packs else contextlib.nullcontext()
-        with packed:
+        with packed, fast_products(embeddings):
             return self._run(embeddings)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
@@ -35,9 +34,35 @@ def _works() -> bool:
 
 available = torch.backends.mkldnn.is_available() and _works()
 
+def _product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("hmt::frozen_linear", mutates_args=())
+def _frozen_linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product as compilers and gradients know it: a linear layer whose weight has no gradient."""
+    return _product(values, weight, bias)
+
+
+@_frozen_linear.register_fake
+def _shaped(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return values.new_empty(*values.shape[:-1], len(weight))
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    (weight,) = ctx.saved_tensors
+    return _frozen_linear(gradient, weight.T), None, None
+
+
+_frozen_linear.register_autograd(_gradient, setup_context=_keep_weight)
+
 if available:  # so that torch's counter of operations goes on counting them
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    @register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.hmt.frozen_linear])
     def _linear_flops(values_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return 2 * math.prod(values_shape) * int(weight_shape[0])
 
@@ -50,7 +75,7 @@ def fast_products(example: Tensor) -> AbstractContextManager[Any]:
     """
     if not available or example.device.type != "cpu" or example.dtype != torch.float32:
         return nullcontext()
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):  # who compiles a body is within it already
         return nullcontext()
     return _Products()
 
@@ -59,8 +84,7 @@ class _Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        # Compiled layers see torch's own function: their compiler chooses for itself.
-        if func is F.linear and not kwargs and not torch.compiler.is_compiling() and _serves(*args):
+        if func is F.linear and not kwargs and _serves(*args):
             return _linear(*args)
         return func(*args, **(kwargs or {}))
 
@@ -80,25 +104,6 @@ def _serves(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_grad_enabled() and values.requires_grad:
-        return _FrozenLinear.apply(values, weight, bias)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
+        return _frozen_linear(values, weight, bias)
     return _product(values, weight, bias)
-
-
-def _product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """A linear layer whose weight has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return _product(values, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return _product(gradient, weight.T), None, None
