@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hmt.memory.bank import Bank
-from hmt.memory.episodes import RARITY_STEPS, Episode, Overlap, candidate_slots, choose_episode
+from hmt.memory.episodes import (
+    PHRASE_WEIGHTS,
+    RARITY_STEPS,
+    Episode,
+    Past,
+    candidate_slots,
+    choose_episode,
+    shared_phrases,
+)
 from tests.conftest import make_model, random_ids
 
 
@@ -27,65 +37,96 @@ def bank_of(*segments: list[int], rows: int = 1, per_segment: int = 1) -> Bank:
 def lexical(bank: Bank, query: list[int], count: int, read: int | None = None) -> Episode:
     """What a query of tokens reads again, after `read` segments."""
     segments_read = torch.tensor([int(bank.segments.max()) + 2 if read is None else read])
-    candidates = candidate_slots(bank, segments_read - 1)
     ids = torch.tensor([query])
-    overlap = Overlap.of(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool))
-    return choose_episode(bank, candidates, overlap, overlap.segments, count, bank.tokens.shape[2])
+    return choose_episode(bank, candidate_slots(bank, segments_read - 1), ids, torch.ones_like(ids).bool(), count)
 
 
 BANK = bank_of([1, 2, 3, 4, 5, 6], [1, 7, 8, 9, 2, 3], [1, 10, 11, 12, 13, 14])
 
 
-def test_overlap_is_the_summed_rarity_of_the_distinct_tokens_that_both_have() -> None:
-    candidates = BANK.valid
-    query = torch.tensor([[1, 2, 2, 9, 99]])
-    overlap = Overlap.of(BANK, candidates, query, torch.tensor([[True, True, True, True, True]]))
+def by_hand(past: list[int], query: list[int], count: int) -> list[int]:
+    """What each run of a text shares with a query, straight from the definition."""
+    found = []
+    for start in range(len(past)):
+        run, total = past[start : start + count], 0
+        for size, weight in PHRASE_WEIGHTS.items():
+            runs, asked, told = (
+                [tuple(ids[n : n + size]) for n in range(len(ids) - size + 1)] for ids in (run, query, past)
+            )
+            for phrase in set(runs) & set(asked):
+                rarity = max(math.log((len(past) + 1) / (told.count(phrase) + 0.5)), 0.0)
+                total += weight * math.ceil(RARITY_STEPS * rarity)
+        found.append(total)
+    return found
 
-    def rarity(found_in: int) -> int:
-        return math.ceil(RARITY_STEPS * math.log((3 + 1) / (found_in + 0.5)))
 
-    expected = [rarity(3) + rarity(2), rarity(3) + rarity(2) + rarity(1), rarity(3)]
-    assert overlap.segments[0].tolist() == expected
-    assert overlap.tokens[0, 1].tolist() == [rarity(3), 0, 0, rarity(1), rarity(2), 0]
-    masked = Overlap.of(BANK, candidates, query, torch.tensor([[True, False, False, False, False]]))
-    assert masked.segments[0].tolist() == [rarity(3)] * 3
+@pytest.mark.parametrize("seed", range(5))
+def test_shared_phrases_are_counted_as_they_are_defined(seed: int) -> None:
+    chance = random.Random(seed)
+    texts = [[chance.randrange(4) for _ in range(chance.randrange(20, 40))] for _ in range(3)]
+    queries = [[chance.randrange(4) for _ in range(length)] for length in (12, 3, 1)]
+    ids, valid = padded(texts, "right")
+    asked, mask = padded(queries, "left")
+    for count in (1, 2, 5, 9, 50):
+        shared = shared_phrases(Past(ids, valid, torch.zeros_like(ids)), asked, mask, count)
+        for row, (text, query) in enumerate(zip(texts, queries, strict=True)):
+            assert shared[row, : len(text)].tolist() == by_hand(text, query, count)
+
+
+def padded(texts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+    """Texts as rows of a batch, and their mask."""
+    masks = pad_sequence([torch.ones(len(text)) for text in texts], batch_first=True, padding_side=side).bool()
+    return pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_side=side), masks
 
 
 def test_the_run_with_most_of_the_query_is_read_again() -> None:
-    episode = lexical(BANK, [9, 3], 3)
-    assert episode.segments.tolist() == [[1]]
-    assert episode.starts.tolist() == [[3]]
+    episode = lexical(BANK, [9, 2, 3, 50], 3)
+    assert episode.segments.tolist() == [[1, 1, 1]]
     assert episode.ids.tolist() == [[9, 2, 3]]
     assert episode.strongest.tolist() == [1]
     assert episode.valid.all()
+    assert lexical(BANK, [2, 9, 50, 3], 3).ids.tolist() == [[12, 13, 14]]  # no phrase: what was read last
+
+
+def test_a_run_goes_on_into_the_next_segment() -> None:
+    episode = lexical(BANK, [6, 1, 7], 4)
+    assert episode.ids.tolist() == [[6, 1, 7, 8]]
+    assert episode.segments.tolist() == [[0, 1, 1, 1]]
+    assert episode.chosen.tolist() == [[True, True, False]]
+    longer = lexical(BANK, [6, 1, 7], 13)
+    assert longer.ids.tolist() == [[6, 1, 7, 8, 9, 2, 3, 1, 10, 11, 12, 13, 14]]
+    assert longer.strongest.tolist() == [1]
+    everything = lexical(BANK, [6, 1, 7], 24)
+    assert everything.segments.tolist() == [[0] * 6 + [1] * 6 + [2] * 6 + [-1] * 6]
+    assert everything.valid.tolist() == [[True] * 18 + [False] * 6]
 
 
 def test_the_segment_just_before_is_never_read_again() -> None:
-    assert lexical(BANK, [10, 3], 3, read=3).segments.tolist() == [[0]]
-    assert lexical(BANK, [10, 3], 3, read=4).segments.tolist() == [[2]]
+    assert lexical(BANK, [10, 11, 2, 3], 3, read=3).segments.tolist() == [[1, 1, 1]]
+    assert lexical(BANK, [10, 11, 12, 3], 3, read=4).segments.tolist() == [[2, 2, 2]]
     alone = lexical(bank_of([1, 2]), [1], 2, read=1)
-    assert alone.segments.tolist() == [[-1]]
+    assert alone.segments.tolist() == [[-1, -1]]
     assert alone.strongest.tolist() == [-1]
     assert not alone.valid.any()
     assert not alone.chosen.any()
 
 
-def test_more_tokens_than_a_segment_has_come_from_several_in_order_of_age() -> None:
-    episode = lexical(BANK, [10, 11, 12, 4], 8)
-    assert episode.segments.tolist() == [[0, 2]]
-    assert episode.ids.tolist() == [[3, 4, 5, 6, 10, 11, 12, 13]]
-    assert episode.strongest.tolist() == [2]
-    fewer = lexical(BANK, [10, 11, 12, 4], 24)  # from four segments, of which there are three
-    assert fewer.segments.tolist() == [[0, 1, 2, -1]]
-    assert fewer.valid.tolist() == [[True] * 18 + [False] * 6]
+def test_a_segment_that_is_worth_most_is_the_one_that_is_read_again() -> None:
+    ids, worth = torch.tensor([[10, 11, 12]]), torch.tensor([[0.2, 0.5, 0.3]])
+
+    def chosen(count: int) -> list[int]:
+        return choose_episode(BANK, BANK.valid, ids, ids > 0, count, worth).ids[0].tolist()
+
+    assert chosen(3) == [9, 2, 3]
+    assert chosen(10) == [1, 7, 8, 9, 2, 3, 1, 10, 11, 12]  # all of it, and more of the query's side
 
 
 def test_several_slots_of_a_segment_are_one_segment() -> None:
     bank = bank_of([1, 2, 3], [4, 5, 6], [4, 8, 9], per_segment=2)
-    episode = lexical(bank, [4, 5], 5)
-    assert episode.segments.tolist() == [[1, 2]]
+    episode = lexical(bank, [4, 5, 6], 5)
+    assert episode.segments.tolist() == [[1, 1, 1, 2, 2]]
     assert episode.chosen.tolist() == [[False, False, True, True, True, True]]
-    once = lexical(bank_of([1, 2, 3], [4, 5, 6], [4, 8, 9]), [4, 5], 5)
+    once = lexical(bank_of([1, 2, 3], [4, 5, 6], [4, 8, 9]), [4, 5, 6], 5)
     assert torch.equal(once.ids, episode.ids)
 
 
@@ -99,11 +140,9 @@ def test_the_recalled_tokens_are_in_the_window_before_the_sensory_ones(mode: str
     ids[0, 3:5] = query[1:3]  # the first segment has two of the tokens that the third ends with
     state = model.remember(ids)
     output, _ = model.step(random_ids(1, length, seed=7), state)
-    assert output.episode.segments.tolist() == [[0]]
-    start = int(output.episode.starts)
-    assert start <= 3
-    assert start + 4 >= 5
-    assert torch.equal(output.episode.ids[0], ids[0, start : start + 4])
+    assert output.episode.segments[0, 0] == 0
+    starts = [start for start in range(2 * length) if torch.equal(output.episode.ids[0], ids[0, start : start + 4])]
+    assert starts == [3]  # the newest run that holds both
     if mode == "backbone":
         window = torch.cat([output.episode.ids, ids[:, -2:], random_ids(1, length, seed=7)], dim=1)
         torch.testing.assert_close(output.logits, model.backbone(window).logits[:, 6:], atol=1e-5, rtol=0)
@@ -159,7 +198,6 @@ def test_a_full_bank_is_searched_in_milliseconds() -> None:
     for _ in range(5):
         start = time.process_time()
         candidates = candidate_slots(bank, torch.tensor([300]))
-        overlap = Overlap.of(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool))
-        choose_episode(bank, candidates, overlap, overlap.segments, 64, bank.tokens.shape[2])
+        choose_episode(bank, candidates, ids, torch.ones_like(ids, dtype=torch.bool), 64)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05

@@ -1,9 +1,11 @@
-"""Episodic recall: which earlier segments are read again, and which of their tokens.
+"""Episodic recall: which tokens of earlier segments are read again.
 
-Tokens are chosen by their lexical overlap with the query: the sum, over the distinct tokens of the query that a segment
-has too, of how rare they are in the bank. It needs no training and no pass of the backbone.
+What is read again is one run of the past text. It is chosen by the phrases that it shares with the query: two to four
+tokens in a row, each distinct phrase counted once, by its length and by how rare it is in the past. Single tokens do
+not count: where words of the query stand together again, what followed them says much about what follows them now;
+where they stand apart, little. It needs no training and no pass of the backbone.
 
-Shape legend: B rows, N bank slots, L fresh tokens per segment, J query tokens, m segments read again, e tokens of each.
+Shape legend: B rows, N bank slots, L fresh tokens per segment, T past tokens, J query tokens, E tokens read again.
 """
 
 from __future__ import annotations
@@ -15,76 +17,64 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.bank import NO_TOKEN, Bank
-from hmt.memory.rows import take
+from hmt.memory.rows import pack, packing_order, take
 
-NOT_ASKED = torch.iinfo(torch.int32).max
-"""Stands for the query's missing tokens; no vocabulary is that large."""
+PHRASE_WEIGHTS = {2: 1, 3: 2, 4: 4}
+"""What a phrase of so many tokens counts; a longer one counts on top of the shorter ones in it."""
 
 RARITY_STEPS = 1024
-"""Rarity is measured in nats, in steps of this fraction."""
+"""Rarity is measured in nats, in steps of this fraction: whole numbers add up alike in any order."""
+
+_BELOW_TOKEN = 32
+"""Bits of a key below those that say how its phrase began: a token."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Tokens of earlier segments that are read again, oldest first.
+    """A run of past tokens that is read again.
 
     Attributes:
-        ids: (B, m * e) int64.
-        valid: (B, m * e) bool.
-        segments: (B, m) int64, numbers of the segments they are from; -1 where a row has none to read again.
-        starts: (B, m) int64, where in those segments they begin.
-        strongest: (B,) int64, number of the segment that matched best; -1 where there is none.
+        ids: (B, E) int64.
+        valid: (B, E) bool.
+        segments: (B, E) int64, numbers of the segments that the tokens are from; -1 where a row has none to read again.
+        strongest: (B,) int64, number of the segment in the middle of the run; -1 where there is none.
         chosen: (B, N) bool, the slots of these segments.
     """
 
     ids: Tensor
     valid: Tensor
     segments: Tensor
-    starts: Tensor
     strongest: Tensor
     chosen: Tensor
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """How much of a query the segments of a bank have.
+class Past:
+    """The tokens that a bank can give back, as one text.
 
     Attributes:
-        segments: (B, N) float32, for each slot the rarity of the query's distinct tokens that its segment has, summed;
-            in steps of 1 / RARITY_STEPS nats.
-        tokens: (B, N, L) float32, for each token its rarity if the query has it, else 0.
+        ids: (B, T) int64, oldest first, each row from the left.
+        valid: (B, T) bool.
+        slots: (B, T) int64, the slot of the bank that each is from.
     """
 
-    segments: Tensor
-    tokens: Tensor
+    ids: Tensor
+    valid: Tensor
+    slots: Tensor
 
     @classmethod
-    def of(cls, bank: Bank, candidates: Tensor, ids: Tensor, mask: Tensor) -> Overlap:
-        """Overlap of a query with each segment.
+    def of(cls, bank: Bank, candidates: Tensor) -> Past:
+        """The tokens of some slots (B, N) bool of a bank, one a segment; segments that have left it leave no gap."""
+        length = bank.tokens.shape[2]
+        stored = bank.tokens.flatten(1).long()
+        valid = candidates.repeat_interleave(length, dim=1) & (stored != NO_TOKEN)
+        order = packing_order(valid)[:, : int(valid.sum(dim=1).max())]
+        return cls(take(stored, order), valid.gather(1, order), order.div(length, rounding_mode="floor"))
 
-        Args:
-            bank: Of past segments.
-            candidates: Slots (B, N) bool that count, one a segment; how rare a token is is counted over them.
-            ids: Query tokens, (B, J).
-            mask: (B, J) bool.
-        """
-        rows, slots, length = bank.tokens.shape
-        query = ids.masked_fill(~mask, NOT_ASKED).to(bank.tokens.dtype).sort(dim=1).values
-        stored = bank.tokens.flatten(1)
-        # Equal tokens of the query all find the first of them, so the others stay without a segment.
-        place = torch.searchsorted(query, stored).clamp(max=query.shape[1] - 1)
-        same = (query.gather(1, place) == stored) & candidates.repeat_interleave(length, dim=1)
-        place = place.view(rows, slots, length)
-        same = same.view(rows, slots, length)
-        # A column more than the query has takes the tokens that it lacks.
-        column = place.masked_fill(~same, query.shape[1])
-        has = torch.zeros(rows, slots, query.shape[1] + 1, device=ids.device).scatter_(2, column, 1.0)[..., :-1]
-        found_in = has.sum(dim=1)
-        # Above 0, and whole numbers, so that sums are exact in any order and ties are ties in any batch.
-        rarity = (((candidates.sum(dim=1, keepdim=True) + 1) / (found_in + 0.5)).log() * RARITY_STEPS).ceil()  # (B, J)
-        segments = (has * rarity[:, None]).sum(dim=2)
-        tokens = rarity.gather(1, place.flatten(1)).view_as(place) * same
-        return cls(segments, tokens)
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64."""
+        return self.valid.sum(dim=1)
 
 
 def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
@@ -96,46 +86,111 @@ def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
     return bank.valid & bank.starts & (bank.segments < before[:, None])
 
 
+def shared_phrases(past: Past, ids: Tensor, mask: Tensor, count: int) -> Tensor:
+    """What each run of `count` tokens of the past has of a query.
+
+    Args:
+        past: Tokens.
+        ids: Query tokens, (B, J).
+        mask: (B, J) bool.
+        count: Tokens of a run.
+
+    Returns:
+        (B, T) int64, for the run that begins at each token: the rarity of the distinct phrases that it shares with the
+        query, by their length, summed; in steps of 1 / RARITY_STEPS nats.
+    """
+    ids, mask = pack(ids.long(), mask)
+    rows, width = ids.shape
+    length = past.ids.shape[1]
+    asked, told = ids.masked_fill(~mask, -1), past.ids.masked_fill(~past.valid, -2)  # neither matches anything
+    names_asked, names_told = _names(asked, told)
+    changes = torch.zeros(rows, length + 1, dtype=torch.long, device=ids.device)
+    ends = torch.arange(length, device=ids.device).expand(rows, -1)
+    for tokens in range(2, max(PHRASE_WEIGHTS) + 1):
+        # A phrase is named by its first place in the query; the shorter phrase before its last token begins it.
+        asked_keys, told_keys = (
+            F.pad((names[:, :-1] << _BELOW_TOKEN) + last[:, 1:], (1, 0), value=unlike).masked_fill(last < 0, unlike)
+            for names, last, unlike in ((names_asked, asked, -1), (names_told, told, -2))
+        )
+        begun = F.pad(names_told[:, :-1] < width, (1, 0), value=False)
+        asked_keys[:, : tokens - 1] = -1
+        told_keys = told_keys.masked_fill(~begun, -2)
+        names_asked, names_told = _names(asked_keys, told_keys)
+        found = names_told < width
+        times = torch.zeros(rows, width + 1, device=ids.device).scatter_add_(1, names_told, found.float())
+        rarity = ((past.lengths[:, None] + 1) / (times + 0.5)).log().clamp(min=0).mul(RARITY_STEPS).ceil().long()
+        worth = rarity.gather(1, names_told) * found * PHRASE_WEIGHTS[tokens]
+        # It counts for the runs that hold it whole and begin behind the last place where it was.
+        first = torch.maximum(_last_place(names_told) - tokens + 2, ends - count + 1).clamp(min=0)
+        beyond = ends - tokens + 2
+        worth = worth * (first < beyond)
+        changes.scatter_add_(1, first, worth).scatter_add_(1, beyond.clamp(min=0), -worth)
+    return changes.cumsum(dim=1)[:, :-1]
+
+
+def _names(asked: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place in the query of each key, (B, J) of it and (B, T) of the past; J if below 0 or not there."""
+    width = asked.shape[1]
+    sorted_keys, order = asked.sort(dim=1, stable=True)
+
+    def named(keys: Tensor) -> Tensor:
+        place = torch.searchsorted(sorted_keys, keys.contiguous()).clamp(max=width - 1)
+        same = (sorted_keys.gather(1, place) == keys) & (keys >= 0)
+        return order.gather(1, place).masked_fill(~same, width)
+
+    return named(asked), named(told)
+
+
+def _last_place(names: Tensor) -> Tensor:
+    """For each place (B, T) the place before it that has the same name; far below 0 where there is none."""
+    ordered, places = names.sort(dim=1, stable=True)
+    nowhere = torch.full_like(names[:, :1], -2 * names.shape[1] - 2)
+    before = torch.cat([nowhere, places[:, :-1].where(ordered[:, 1:] == ordered[:, :-1], nowhere)], dim=1)
+    return torch.zeros_like(names).scatter(1, places, before)
+
+
 def choose_episode(
-    bank: Bank, candidates: Tensor, overlap: Overlap, worth: Tensor, num_tokens: int, shortest: int
+    bank: Bank, candidates: Tensor, ids: Tensor, mask: Tensor, count: int, worth: Tensor | None = None
 ) -> Episode:
-    """The segments worth most, and of each the run of tokens that has most of the query.
+    """The run of past tokens that has most of a query; at a tie the newest, which is nearest to what comes next.
 
     Args:
         bank: Of past segments.
         candidates: Slots (B, N) bool to choose from, one a segment.
-        overlap: Of the query with the segments.
-        worth: What each slot is worth, (B, N) float32.
-        num_tokens: Tokens E to read again. Where a segment has fewer, they come from as many segments as are needed, in
-            equal parts.
-        shortest: Tokens of the shortest segment.
+        ids: Query tokens, (B, J).
+        mask: (B, J) bool.
+        count: Tokens E to read again.
+        worth: What each slot is worth, (B, N) float32: the run is then one within the segment that is worth most, or
+            around it where the segment is shorter. Without, it may be anywhere.
     """
-    count = -(-num_tokens // shortest)
-    each = num_tokens // count
-    slots = bank.valid.shape[1]
-    worth = F.pad(worth.masked_fill(~candidates, -torch.inf), (0, max(count - slots, 0)), value=-torch.inf)
-    best, order = worth.sort(dim=1, descending=True, stable=True)
-    found = best[:, :count] > -torch.inf
-    strongest = order[:, 0]
-    # Those that are found come first, in order of age.
-    places = order[:, :count].masked_fill(~found, slots).sort(dim=1).values
-    found, places = places < slots, places.clamp(max=slots - 1)
-    hits = take(overlap.tokens, places)  # (B, m, L)
-    runs = F.pad(hits.cumsum(dim=2), (1, 0))
-    sums = runs[..., each:] - runs[..., :-each]
-    whole = take(bank.tokens, places)[..., each - 1 :] != NO_TOKEN  # a run does not reach beyond its segment
-    sums = sums.masked_fill(~whole, -1.0)
-    # At a tie the last run: what followed the query's tokens then says more about what follows them now.
-    starts = sums.shape[2] - 1 - sums.flip(2).argmax(dim=2)
-    runs_of = starts[..., None] + torch.arange(each, device=starts.device)
-    tokens = take(bank.tokens, places).long().gather(2, runs_of).clamp(min=0)
-    segments = bank.segments.gather(1, places).masked_fill(~found, -1)
-    number = bank.segments.gather(1, strongest.clamp(max=slots - 1)[:, None])[:, 0]
+    past = Past.of(bank, candidates)
+    width = past.ids.shape[1]
+    if not width:
+        nothing = ids.new_zeros(len(ids), count)
+        return Episode(
+            nothing, nothing.bool(), nothing - 1, nothing.new_full((len(ids),), -1), torch.zeros_like(bank.valid)
+        )
+    starts = torch.arange(width, device=ids.device)
+    last = (past.lengths - count).clamp(min=0)[:, None]
+    allowed = starts <= last
+    if worth is not None:
+        best = worth.masked_fill(~candidates, -torch.inf).argmax(dim=1, keepdim=True)
+        inside = (past.slots == best) & past.valid
+        begin = torch.where(inside, starts, width).amin(dim=1, keepdim=True)
+        end = torch.where(inside, starts + 1, 0).amax(dim=1, keepdim=True)
+        low, high = (torch.minimum(one.clamp(min=0), last) for one in (begin, end - count))
+        allowed = (starts >= torch.minimum(low, high)) & (starts <= torch.maximum(low, high))
+    shared = shared_phrases(past, ids, mask, count).masked_fill(~allowed, -1)
+    start = width - 1 - shared.flip(1).argmax(dim=1, keepdim=True)
+    places = start + torch.arange(count, device=ids.device)
+    valid = places < past.lengths[:, None]
+    places = places.clamp(max=width - 1)
+    segments = bank.segments.gather(1, past.slots.gather(1, places)).masked_fill(~valid, -1)
+    middle = (valid.sum(dim=1, keepdim=True) // 2).clamp(max=count - 1)
     return Episode(
-        ids=tokens.flatten(1),
-        valid=found.repeat_interleave(each, dim=1),
+        ids=past.ids.gather(1, places) * valid,
+        valid=valid,
         segments=segments,
-        starts=starts,
-        strongest=torch.where(found.any(dim=1), number, -torch.ones_like(number)),
+        strongest=segments.gather(1, middle)[:, 0],
         chosen=bank.valid & (bank.segments[:, :, None] == segments[:, None]).any(dim=2),
     )

@@ -112,9 +112,9 @@ class RecallTrace:
         """What a row read again, in order: number of the segment, and the tokens (e,) int64 of it."""
         found = []
         for episode in self.episodes:
-            numbers = episode.segments[row].tolist()
-            runs = episode.ids[row].chunk(len(numbers))
-            found += [(number, run) for number, run in zip(numbers, runs, strict=True) if number >= 0]
+            numbers, sizes = episode.segments[row].unique_consecutive(return_counts=True)
+            runs = episode.ids[row].split(sizes.tolist())
+            found += [(number, run) for number, run in zip(numbers.tolist(), runs, strict=True) if number >= 0]
         return found
 
 

@@ -34,6 +34,7 @@ def _works() -> bool:
 
 available = torch.backends.mkldnn.is_available() and _works()
 
+
 def _product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 
 from hmt.memory.bank import NO_TOKEN, Bank
-from hmt.memory.episodes import Episode, Overlap, candidate_slots, choose_episode
+from hmt.memory.episodes import Episode, candidate_slots, choose_episode
 from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, head
@@ -173,8 +173,7 @@ class SegmentReader(MemoryModel):
     def _read_again(self, state: MemoryState, query: Query, summary: Tensor | None, weights: Tensor | None) -> Episode:
         """The tokens of earlier segments that this one reads again."""
         bank, candidates = state.bank, candidate_slots(state.bank, state.segments_read - self.config.near_segments)
-        overlap = Overlap.of(bank, candidates, query.ids, query.mask)
-        worth = overlap.segments
+        worth = None
         if self.config.recall_selection == "attention":
             assert weights is not None
             worth = bank.per_segment(weights.mean(dim=1))
@@ -182,7 +181,7 @@ class SegmentReader(MemoryModel):
             assert summary is not None
             asked = summary.float().mean(dim=1, keepdim=True)
             worth = bank.per_segment(F.cosine_similarity(asked, bank.embeddings.float(), dim=-1))
-        return choose_episode(bank, candidates, overlap, worth, self.config.recalled_tokens, self.config.fresh_tokens)
+        return choose_episode(bank, candidates, query.ids, query.mask, self.config.recalled_tokens, worth)
 
     def _pieces(
         self, state: MemoryState, recalled: Recalled, segment_ids: Tensor, segment_mask: Tensor
