@@ -135,13 +135,17 @@ def divisions(options: Options, window: int) -> Iterator[dict[str, Any]]:
                         "num_sensory": sensory,
                         "num_recalled_tokens": recalled,
                         "recall_selection": selection,
+                        "sum_fraction": 1.0 if mode == "backbone" else 0.5,
                     }
 
 
 def measure(
     options: Options, model: HMTForCausalLM, tokenizer: Any, documents: list[TokenDocument], fields: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of one division, one for each context length. The query is the text before the segment: all is causal."""
+    """Rows of one division, one for each context length. The query is the text before the segment: all is causal.
+
+    Where no summary is read the query may be as long as the segment, since it costs nothing.
+    """
     reader = model.variant(recall_query="previous", **fields)
     config = reader.config
     plain = not config.recalled_tokens

@@ -31,7 +31,7 @@ class MemoryConfig:
     num_recalled_tokens: int = 0
     """Recalled tokens E: tokens of earlier segments, read again before the sensory tokens (hmt and backbone)."""
     recall_selection: Literal["attention", "similarity", "lexical"] = "lexical"
-    """Which segment they are from: recalled most, most similar to the summary, or with most of the query's tokens."""
+    """Where they are from: the segment recalled most, the one most similar to the summary, or anywhere by phrases."""
     memory_injection: Literal["published", "gated"] = "gated"
     """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
     dynamic_reading: bool = False
