@@ -20,13 +20,16 @@ from hmt.memory.bank import NO_TOKEN, Bank
 from hmt.memory.rows import pack, packing_order, take
 
 PHRASE_WEIGHTS = {2: 1, 3: 2, 4: 4}
-"""What a phrase of so many tokens counts; a longer one counts on top of the shorter ones in it."""
+"""What a phrase of so many tokens, one more each, counts; a longer one counts on top of the shorter ones in it."""
 
 RARITY_STEPS = 1024
 """Rarity is measured in nats, in steps of this fraction: whole numbers add up alike in any order."""
 
 _BELOW_TOKEN = 32
 """Bits of a key below those that say how its phrase began: a token."""
+
+_NOTHING = -1
+"""A key that no other is equal to."""
 
 
 @dataclass(frozen=True)
@@ -101,41 +104,37 @@ def shared_phrases(past: Past, ids: Tensor, mask: Tensor, count: int) -> Tensor:
     """
     ids, mask = pack(ids.long(), mask)
     rows, width = ids.shape
-    length = past.ids.shape[1]
-    asked, told = ids.masked_fill(~mask, -1), past.ids.masked_fill(~past.valid, -2)  # neither matches anything
+    asked, told = ids.masked_fill(~mask, _NOTHING), past.ids.masked_fill(~past.valid, _NOTHING)
     names_asked, names_told = _names(asked, told)
-    changes = torch.zeros(rows, length + 1, dtype=torch.long, device=ids.device)
-    ends = torch.arange(length, device=ids.device).expand(rows, -1)
-    for tokens in range(2, max(PHRASE_WEIGHTS) + 1):
-        # A phrase is named by its first place in the query; the shorter phrase before its last token begins it.
-        asked_keys, told_keys = (
-            F.pad((names[:, :-1] << _BELOW_TOKEN) + last[:, 1:], (1, 0), value=unlike).masked_fill(last < 0, unlike)
-            for names, last, unlike in ((names_asked, asked, -1), (names_told, told, -2))
-        )
-        begun = F.pad(names_told[:, :-1] < width, (1, 0), value=False)
-        asked_keys[:, : tokens - 1] = -1
-        told_keys = told_keys.masked_fill(~begun, -2)
-        names_asked, names_told = _names(asked_keys, told_keys)
+    ends = torch.arange(told.shape[1], device=ids.device).expand(rows, -1)
+    changes = F.pad(torch.zeros_like(told), (0, 1))
+    for tokens, weight in PHRASE_WEIGHTS.items():
+        names_asked, names_told = _names(_longer(names_asked, asked, width), _longer(names_told, told, width))
         found = names_told < width
         times = torch.zeros(rows, width + 1, device=ids.device).scatter_add_(1, names_told, found.float())
         rarity = ((past.lengths[:, None] + 1) / (times + 0.5)).log().clamp(min=0).mul(RARITY_STEPS).ceil().long()
-        worth = rarity.gather(1, names_told) * found * PHRASE_WEIGHTS[tokens]
         # It counts for the runs that hold it whole and begin behind the last place where it was.
         first = torch.maximum(_last_place(names_told) - tokens + 2, ends - count + 1).clamp(min=0)
-        beyond = ends - tokens + 2
-        worth = worth * (first < beyond)
-        changes.scatter_add_(1, first, worth).scatter_add_(1, beyond.clamp(min=0), -worth)
+        beyond = (ends - tokens + 2).clamp(min=0)
+        worth = weight * rarity.gather(1, names_told) * (found & (first < beyond))
+        changes.scatter_add_(1, first, worth).scatter_add_(1, beyond, -worth)
     return changes.cumsum(dim=1)[:, :-1]
 
 
+def _longer(names: Tensor, last: Tensor, none: int) -> Tensor:
+    """Keys of the phrases that end at each token `last` (B, M): the name of the phrase before it, and the token."""
+    before = F.pad(names[:, :-1], (1, 0), value=none)
+    return ((before << _BELOW_TOKEN) + last).where((before < none) & (last != _NOTHING), _NOTHING)
+
+
 def _names(asked: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place in the query of each key, (B, J) of it and (B, T) of the past; J if below 0 or not there."""
+    """The first place in the query of each key, (B, J) of it and (B, T) of the past; J where it has none."""
     width = asked.shape[1]
     sorted_keys, order = asked.sort(dim=1, stable=True)
 
     def named(keys: Tensor) -> Tensor:
         place = torch.searchsorted(sorted_keys, keys.contiguous()).clamp(max=width - 1)
-        same = (sorted_keys.gather(1, place) == keys) & (keys >= 0)
+        same = (sorted_keys.gather(1, place) == keys) & (keys != _NOTHING)
         return order.gather(1, place).masked_fill(~same, width)
 
     return named(asked), named(told)
