@@ -226,7 +226,7 @@ def test_presets_go_by_name_and_fit_a_verb(tmp_path: Path, monkeypatch: pytest.M
     near = parse("train", ["--config", "near", "--seed", "3"])
     assert (near.num_memory_tokens, near.recall_recency, near.distillation_weight, near.seed) == (4, 4.0, 1.0, 3)
     reread = parse("evaluate", ["--config", "reread", "--modes", "episodic"])
-    assert (reread.mode, reread.segment_length, reread.fresh_tokens) == ("backbone", 512, 64)
+    assert (reread.mode, reread.segment_length, reread.fresh_tokens) == ("backbone", 1024, 128)
     monkeypatch.chdir(tmp_path)
     Path("near").write_text("segment_length: 100\n")  # a file of one's own of that name comes first
     assert parse("evaluate", ["--config", "near"]).segment_length == 100
