@@ -23,6 +23,7 @@ from environment import write
 
 from hmt import HMTForCausalLM
 from hmt.evaluate import evaluate_rows
+from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.model.loading import choose_device
 from hmt.options import EvaluateOptions, parse_counts
 from hmt.pretrained import load_tokenizer
@@ -41,6 +42,7 @@ COLUMNS = {
     "positions_per_token": "positions a token",
     "ppl": "ppl",
     "gain_percent": "gain %",
+    "interval": "95%",
 }
 SLACK = 1.001
 """Costs that differ by less are the same."""
@@ -169,23 +171,31 @@ def measure(
         "recalled": config.recalled_tokens,
         "positions_per_token": (config.segment_length + summary) / config.fresh_tokens,
     }
-    kept = ("context_tokens", "read_tokens", "tokens", "ppl", "bits_per_byte", "seconds")
+    kept = ("context_tokens", "read_tokens", "tokens", "ppl", "bits_per_byte", "document_sums", "seconds")
     found = evaluate_rows(reader, tokenizer, documents, scoring)["rows"]
     return [{**division, **{name: row[name] for name in kept}} for row in found]
 
 
 def add_gains(rows: list[dict[str, Any]]) -> None:
-    """Percent of perplexity below the best plain window of the same size, text and context that costs no more."""
+    """Percent of perplexity below the best plain window of the same size, text and context that costs no more.
+
+    With a 95% interval over documents: what reading again is worth differs much from one to the next.
+    """
     for row in rows:
         same = ("text", "window", "context_tokens")
         plain = [
-            other["ppl"]
+            other
             for other in rows
             if other["selection"] == "none"
             and all(other[name] == row[name] for name in same)
             and other["positions_per_token"] <= SLACK * row["positions_per_token"]
         ]
-        row["gain_percent"] = 100 * (1 - row["ppl"] / min(plain)) if plain and row["selection"] != "none" else None
+        if not plain or row["selection"] == "none":
+            continue
+        best = min(plain, key=lambda other: float(other["ppl"]))
+        row["gain_percent"] = -difference_percent(row["document_sums"], best["document_sums"])
+        low, high = difference_interval(row["document_sums"], best["document_sums"])
+        row["interval"] = None if low is None or high is None else f"{-high:.1f} to {-low:.1f}"
 
 
 if __name__ == "__main__":
