@@ -64,6 +64,11 @@ class Bank:
         """(B,) bool, True where a row has at least one memory embedding."""
         return self.valid.any(dim=1)
 
+    @property
+    def numbers(self) -> Tensor:
+        """Number of the segment behind each slot, (B, N) int64, -1 where it is empty."""
+        return self.segments.masked_fill(~self.valid, -1)
+
     def last(self, count: int) -> Tensor:
         """The newest `count` embeddings of each row, (B, count, D); undefined where a row has fewer."""
         newest = self.valid.sum(dim=1, keepdim=True) - count

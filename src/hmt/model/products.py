@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
@@ -39,31 +40,24 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
 
 
-@torch.library.custom_op("hmt::frozen_linear", mutates_args=())
-def _frozen_linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product as compilers and gradients know it: a linear layer whose weight has no gradient."""
+@torch.library.custom_op("hmt::linear", mutates_args=())
+def _opaque(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product as a compiler knows it: something to be called, not looked into."""
     return _product(values, weight, bias)
 
 
-@_frozen_linear.register_fake
+@_opaque.register_fake
 def _shaped(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return values.new_empty(*values.shape[:-1], len(weight))
 
 
-def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
+def _multiply(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _opaque(values, weight, bias) if torch.compiler.is_compiling() else _product(values, weight, bias)
 
-
-def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    (weight,) = ctx.saved_tensors
-    return _frozen_linear(gradient, weight.T), None, None
-
-
-_frozen_linear.register_autograd(_gradient, setup_context=_keep_weight)
 
 if available:  # so that torch's counter of operations goes on counting them
 
-    @register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.hmt.frozen_linear])
+    @register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.hmt.linear])
     def _linear_flops(values_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return 2 * math.prod(values_shape) * int(weight_shape[0])
 
@@ -105,6 +99,21 @@ def _serves(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
-        return _frozen_linear(values, weight, bias)
-    return _product(values, weight, bias)
+    if torch.is_grad_enabled() and values.requires_grad:
+        return _FrozenLinear.apply(values, weight, bias)
+    return _multiply(values, weight, bias)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A linear layer whose weight has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _multiply(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _multiply(gradient, weight.T), None, None

@@ -84,7 +84,7 @@ class SegmentReader(MemoryModel):
                 logits=None,
                 weights=None,
                 recall_logits=None,
-                segments=state.bank.segments.masked_fill(~state.bank.valid, -1),
+                segments=state.bank.numbers,
                 starts=state.tokens_read - state.pending_counts,
                 distances=torch.zeros_like(fresh.new),
             )
@@ -163,7 +163,7 @@ class SegmentReader(MemoryModel):
             trailing=trailing,
             weights=weights,
             recall_logits=logits,
-            segments=bank.segments.masked_fill(~bank.valid, -1),
+            segments=bank.numbers,
             starts=state.tokens_read - state.pending_counts,
             distances=distances,
             episode=episode,
