@@ -81,7 +81,7 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
         figures["test"], line = _test(training, samples, tokenizer)
         closing += f"\n{line}"
         training.accelerator.log(flat({"test_loss": figures["test"]["loss"]}), step=figures["steps"])
-    training.accelerator.end_training()
+    training.close()
     return figures, closing
 
 

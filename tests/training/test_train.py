@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +396,18 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         Training(make_model(), options)
     with pytest.raises(ValueError, match="report_to must be of wandb, tensorboard, trackio, got carrier"):
         TrainOptions(report_to="carrier").check()
+
+
+def test_what_was_prepared_is_let_go_of_before_the_group_of_processes_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(
+        make_model(), TrainOptions(segment_length=20, num_sensory=4, stage_1_step=1, training_step=1), keep=False
+    )
+    wrapped = torch.nn.Sequential(training.model)
+    training._prepared = wrapped
+    training.accelerator._models.append(wrapped)
+    alive = weakref.ref(wrapped)
+    del wrapped
+    ended: list[bool] = []
+    monkeypatch.setattr(training.accelerator, "end_training", lambda: ended.append(alive() is None))
+    training.close()
+    assert ended == [True]

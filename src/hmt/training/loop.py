@@ -249,6 +249,16 @@ class Training:
         if self.accelerator.is_main_process:
             runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), engine, weights)
 
+    def close(self) -> None:
+        """Let go of the other processes and of the trackers; nothing can be trained after it.
+
+        What was made of the model goes first. It would otherwise be the last to hold the group of processes, and free
+        it with Python's lock in hand, for which one of the group's own threads may wait: the process would never end.
+        """
+        self._prepared = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def _save(self, stepper: Stepper) -> None:
         """Write a checkpoint to go on from. Where that fails the run goes on, with the one before it in place."""
         if not self._keep:
