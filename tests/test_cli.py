@@ -227,6 +227,8 @@ def test_presets_go_by_name_and_fit_a_verb(tmp_path: Path, monkeypatch: pytest.M
     assert (near.num_memory_tokens, near.recall_recency, near.distillation_weight, near.seed) == (4, 4.0, 1.0, 3)
     reread = parse("evaluate", ["--config", "reread", "--modes", "episodic"])
     assert (reread.mode, reread.segment_length, reread.fresh_tokens) == ("backbone", 1024, 128)
+    copying = parse("evaluate", ["--config", "copying", "--modes", "backbone,copying"])
+    assert (copying.mode, copying.fresh_tokens, copying.copy_context) == ("backbone", 64, 4)
     monkeypatch.chdir(tmp_path)
     Path("near").write_text("segment_length: 100\n")  # a file of one's own of that name comes first
     assert parse("evaluate", ["--config", "near"]).segment_length == 100

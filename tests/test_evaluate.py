@@ -83,6 +83,29 @@ def test_recalled_tokens_make_a_row_of_their_own_and_leave_the_plain_ones_plain(
         options(lengths="140", modes="episodic").check()
 
 
+def test_copying_makes_rows_of_its_own_and_leaves_the_plain_ones_plain(tokenizer: PreTrainedTokenizerFast) -> None:
+    names = "backbone,isolated,copying,copying_shuffled,short_term,hmt"
+    plain, copying = (
+        evaluate_rows(
+            make_model(copy_context=count, recall_query="previous"), tokenizer, texts(150, 160),
+            options(lengths="140", modes=modes, target_tokens=40, copy_context=count),
+        )["rows"]
+        for count, modes in ((0, "backbone,isolated,short_term,hmt"), (3, names))
+    )  # fmt: skip
+    losses = {row["row"]: row["loss"] for row in plain}
+    changed = {row["row"]: row["loss"] for row in copying}
+    for row in ("backbone", "isolated", "short_term"):
+        assert changed[row] == pytest.approx(losses[row])
+    assert changed["hmt"] != pytest.approx(losses["hmt"])
+    assert len({losses["backbone"], changed["copying"], changed["copying_shuffled"]}) == 3
+    for row in ("copying", "copying_shuffled"):
+        with pytest.raises(ValueError, match=rf"the row {row} copies .* give --copy_context"):
+            options(lengths="140", modes=row).check()
+    with pytest.raises(ValueError, match=r"a shuffled memory needs a second text"):
+        shuffled = options(lengths="140", modes="copying_shuffled", target_tokens=40, copy_context=3)
+        evaluate_rows(make_model(copy_context=3), tokenizer, texts(150), shuffled)
+
+
 def test_a_policy_is_chosen_when_a_model_is_evaluated(
     run_cli: Any, backbone_dir: Path, task_dir: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,9 @@ class MemoryConfig:
     """Recalled tokens E: tokens of earlier segments, read again before the sensory tokens (hmt and backbone)."""
     recall_selection: Literal["attention", "similarity", "lexical"] = "lexical"
     """Where they are from: the segment recalled most, the one most similar to the summary, or anywhere by phrases."""
+    copy_context: int = 0
+    """Tokens C of the longest context that is looked up in the remembered text: what followed it there becomes likelier
+    (hmt and backbone); 0 for no copying. Costs no position of the window."""
     memory_injection: Literal["published", "gated"] = "gated"
     """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
     dynamic_reading: bool = False
@@ -81,6 +84,11 @@ class MemoryConfig:
         return self.num_recalled_tokens if self.mode in ("hmt", "backbone") else 0
 
     @property
+    def copied_context(self) -> int:
+        """Tokens C of the longest context that this mode looks up."""
+        return self.copy_context if self.mode in ("hmt", "backbone") else 0
+
+    @property
     def queries(self) -> bool:
         """True where something of the bank is chosen by a query: embeddings, tokens or both."""
         return self.recalls or self.recalled_tokens > 0
@@ -113,17 +121,22 @@ class MemoryConfig:
     @property
     def segment_slots(self) -> int:
         """Bank slots of a segment: its R embeddings, or one where only its tokens are kept."""
-        return self.prompt_tokens or int(self.recalled_tokens > 0)
+        return self.prompt_tokens or int(self.keeps_bank)
+
+    @property
+    def keeps_bank(self) -> bool:
+        """True where more than the last segment is remembered: something is recalled, read again or copied."""
+        return self.queries or self.copied_context > 0
 
     @property
     def capacity(self) -> int:
-        """Bank slots kept: N with a query, the last segment's R without, 0 for the plain backbone."""
-        return self.mem_recall_context if self.queries else self.prompt_tokens
+        """Bank slots kept: N where there is a bank, else the last segment's R, 0 for the plain backbone."""
+        return self.mem_recall_context if self.keeps_bank else self.prompt_tokens
 
     @property
     def tail_tokens(self) -> int:
         """Tokens before a segment that it may need: sensory tokens, and those a query reads."""
-        return max(self.max_sensory, self.longest_summary)
+        return max(self.max_sensory, self.longest_summary, self.copied_context - 1)
 
     @property
     def near_segments(self) -> int:
@@ -137,7 +150,7 @@ class MemoryConfig:
             ValueError: Naming the field, what is expected and what was given.
         """
         _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1, retention_heads=1)
-        _at_least(self, num_recalled_tokens=0)
+        _at_least(self, num_recalled_tokens=0, copy_context=0)
         _one_of(
             self,
             mode=("hmt", "short_term", "rmt", "backbone"),
@@ -169,12 +182,12 @@ class MemoryConfig:
                 f"recall_selection {self.recall_selection} compares memory embeddings, which mode backbone has none "
                 "of; give --recall_selection lexical or --mode hmt"
             )
-        if self.queries:
+        if self.keeps_bank:
             self._check_bank()
 
     def _check_bank(self) -> None:
         """Check what is chosen from a bank, and that the bank holds something to choose from."""
-        if self.summary_tokens < 1:
+        if self.queries and self.summary_tokens < 1:
             raise ValueError(
                 f"sum_fraction {self.sum_fraction} of {self.fresh_tokens} fresh tokens leaves nothing to summarise; "
                 "raise --sum_fraction or --segment_length"

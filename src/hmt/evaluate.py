@@ -18,7 +18,7 @@ from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.loading import load
-from hmt.options import WITHOUT_MEMORY, EvaluateOptions, parse_counts
+from hmt.options import COPYING, WITHOUT_MEMORY, EvaluateOptions, parse_counts
 from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
 from hmt.text.augment import read_enough
@@ -187,7 +187,7 @@ def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, l
 
 def _matched_mode(row: str) -> str | None:
     """How the baseline of a row was trained; None for the rows that are to be compared with it."""
-    if row in WITHOUT_MEMORY:
+    if row in (*WITHOUT_MEMORY, *COPYING):
         return "backbone"
     return row if row in matching.MATCHED_MODES else None
 

@@ -37,8 +37,8 @@ def by_row(figures: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def test_every_row_scores_the_same_targets_at_every_length(tokenizer: PreTrainedTokenizerFast) -> None:
-    chosen = options(modes=",".join(EVERY_ROW), num_recalled_tokens=2)
-    figures = evaluate_rows(make_model(num_recalled_tokens=2), tokenizer, texts(90, 100), chosen)
+    chosen = options(modes=",".join(EVERY_ROW), num_recalled_tokens=2, copy_context=2)
+    figures = evaluate_rows(make_model(num_recalled_tokens=2, copy_context=2), tokenizer, texts(90, 100), chosen)
     rows = by_row(figures)
     assert list(rows) == [(row, length) for row in EVERY_ROW for length in (40, 80)]
     assert {row["tokens"] for row in rows.values()} == {40}

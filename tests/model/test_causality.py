@@ -17,6 +17,8 @@ FIELDS: list[dict[str, Any]] = [
     {"mode": "backbone", "num_recalled_tokens": 4, "recall_query": "previous"},
     {"num_recalled_tokens": 4, "recall_query": "previous", "recall_selection": "similarity"},
     {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 8},
+    {"mode": "backbone", "copy_context": 3},
+    {"copy_context": 3, "recall_query": "previous"},
 ]
 READING_AHEAD: list[dict[str, Any]] = [
     {},

@@ -19,6 +19,8 @@ SETTINGS = [
     {"recall_query": "prefix", "num_memory_tokens": 2, "num_sensory": 2},
     {"recall_query": "prefix", "sum_fraction": 0.05},
     {"recall_query": "prefix", "sum_fraction": 1.0},
+    {"mode": "backbone", "copy_context": 3},
+    {"recall_query": "prefix", "copy_context": 3},
     {"dynamic_reading": True, "num_sensory": 8},
     {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 5},
 ]

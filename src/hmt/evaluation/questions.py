@@ -22,7 +22,7 @@ from hmt.metrics.intervals import ratio_interval
 from hmt.metrics.resources import Meter
 from hmt.model.answering import answer_nats, write_answer
 from hmt.model.hmt import HMTForCausalLM
-from hmt.options import BASELINES, EvaluateOptions
+from hmt.options import BASELINES, SHUFFLED, EvaluateOptions
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document
 from hmt.text.questions import Question
@@ -50,7 +50,7 @@ class QuestionScores:
 
     def __post_init__(self) -> None:
         for row in self.options.rows:
-            if row in BASELINES or row == "hmt_shuffled":
+            if row in BASELINES or row in SHUFFLED:
                 raise ValueError(f"row {row} scores text and answers no questions; leave it out of --modes")
         rouge_l("", [""])  # complains before anything is read where its package is missing
 

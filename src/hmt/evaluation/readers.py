@@ -17,7 +17,7 @@ from hmt.model.baselines import WindowedBackbone
 from hmt.model.controls import score_with_other_banks, with_uniform_recall
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
-from hmt.options import BASELINES, ROWS, EvaluateOptions
+from hmt.options import BASELINES, ROWS, SHUFFLED, EvaluateOptions
 from hmt.text.batches import aligned_length
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -71,7 +71,7 @@ def _segments(model: HMTForCausalLM, row: str) -> Reader:
         return aligned_length(context, targets, variant.config.fresh_tokens)
 
     return Reader(
-        read=read_shuffled if row == "hmt_shuffled" else read,
+        read=read_shuffled if row in SHUFFLED else read,
         length=length,
         read_tokens=length,
         segment_tokens=0 if variant.config.speed_tokens else variant.config.fresh_tokens,

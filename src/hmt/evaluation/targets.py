@@ -23,7 +23,7 @@ from hmt.model.controls import partners
 from hmt.model.hmt import HMTForCausalLM
 from hmt.model.identity import weights_digest
 from hmt.model.outputs import RecallTrace
-from hmt.options import WITHOUT_MEMORY, EvaluateOptions, parse_counts
+from hmt.options import SHUFFLED, WITHOUT_MEMORY, EvaluateOptions, parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 
@@ -92,7 +92,7 @@ class TargetScores:
         self.spans = plan_spans(
             self.documents, self.lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents
         )
-        if "hmt_shuffled" in options.rows:
+        if set(SHUFFLED) & set(options.rows):
             partners(self._owners)  # complains before anything is read
         self.recall = RecallMap(self.tokenizer)
 

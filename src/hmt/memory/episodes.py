@@ -66,11 +66,11 @@ class Past:
     slots: Tensor
 
     @classmethod
-    def of(cls, bank: Bank, candidates: Tensor) -> Past:
-        """The tokens of some slots (B, N) bool of a bank, one a segment; segments that have left it leave no gap."""
+    def of(cls, bank: Bank, usable: Tensor) -> Past:
+        """The usable tokens (B, N, L) bool of a bank, each segment's in one slot; segments that left leave no gap."""
         length = bank.tokens.shape[2]
         stored = bank.tokens.flatten(1).long()
-        valid = candidates.repeat_interleave(length, dim=1) & (stored != NO_TOKEN)
+        valid = usable.flatten(1) & (stored != NO_TOKEN)
         order = packing_order(valid)[:, : int(valid.sum(dim=1).max())]
         return cls(take(stored, order), valid.gather(1, order), order.div(length, rounding_mode="floor"))
 
@@ -162,7 +162,7 @@ def choose_episode(
         worth: What each slot is worth, (B, N) float32: the run is then one within the segment that is worth most, or
             around it where the segment is shorter. Without, it may be anywhere.
     """
-    past = Past.of(bank, candidates)
+    past = Past.of(bank, candidates[:, :, None].expand_as(bank.tokens))
     width = past.ids.shape[1]
     if not width:
         nothing = ids.new_zeros(len(ids), count)

@@ -12,6 +12,7 @@ from transformers import initialization as init  # leaves alone what a checkpoin
 
 from hmt.config import MemoryConfig
 from hmt.memory.bank import Bank
+from hmt.memory.copying import Copying
 from hmt.memory.retention import RetentionPolicy, retention_policy
 
 
@@ -196,11 +197,11 @@ class Memory(nn.Module):
     Only what the mode uses exists, so that no parameter stays without a gradient.
     """
 
-    def __init__(self, config: MemoryConfig, width: int) -> None:
+    def __init__(self, config: MemoryConfig, width: int, vocabulary: int = 0) -> None:
         super().__init__()
         self.summary_prompt: nn.Parameter | None = None
         self.recall: Recall | None = None
-        policy = retention_policy(config.memory_policy if config.queries else "fifo")
+        policy = retention_policy(config.memory_policy if config.keeps_bank else "fifo")
         self.retention: RetentionPolicy = policy(config, width if config.prompt_tokens else 0)
         self.injection: PublishedInjection | GatedInjection | None = None
         if config.prompt_tokens and config.memory_injection == "gated":
@@ -212,6 +213,7 @@ class Memory(nn.Module):
             nearness = Nearness(config.prompt_tokens, config.recall_recency) if config.recall_recency else None
             self.recall = Recall(width, config.mem_recall_hidden_dim, nearness)
         self.memory_map = MemoryMap(width) if config.speed_tokens else None
+        self.copying = Copying(config.copied_context, vocabulary) if config.copied_context else None
 
     def initialise(self, neutral: Tensor, scale: Tensor) -> None:
         """Fit a new memory to its backbone.
@@ -231,4 +233,6 @@ class Memory(nn.Module):
                 self.recall.nearness.initialise()
         if self.memory_map is not None:
             self.memory_map.initialise()
+        if self.copying is not None:
+            self.copying.initialise()
         self.retention.initialise()

@@ -25,6 +25,13 @@ def embedding_size(config: PreTrainedConfig) -> int:
     return getattr(text, "word_embed_proj_dim", None) or text.hidden_size
 
 
+def vocabulary_size(backbone: PreTrainedModel) -> int:
+    """Logits V that a backbone's head gives."""
+    weight = backbone.get_output_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
+
+
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Longest window a backbone was made for, or None where it has no limit."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -13,7 +13,7 @@ from hmt.config import MEMORY_FIELDS
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.model.autoencoder import Autoencoder, mlps
-from hmt.model.backbone import check_window, embed, embedding_size
+from hmt.model.backbone import body, check_window, embed, embedding_size, head, vocabulary_size
 from hmt.model.compiled import CompiledBody
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
@@ -22,9 +22,12 @@ Self = TypeVar("Self", bound="MemoryModel")
 
 FREE_FIELDS = {
     "memory_gain", "summary_batch_tokens", "mem_recall_context", "memory_policy", "retention_protected",
-    "retention_heads", "recall_selection",
+    "retention_heads", "recall_selection", "copy_context",
 }  # fmt: skip
 """Settings that may change between writing a memory and reading it."""
+
+CHANGEABLE = ("memory.retention.", "memory.copying.")
+"""Beginnings of the names of weights that may differ between writing a memory and reading it."""
 
 AUTOENCODER_FIELDS = {"inject_autoencoder", "autoencoder_low", "autoencoder_high"}
 
@@ -71,7 +74,7 @@ class MemoryModel(PreTrainedModel):
                 module._is_hf_initialized = True  # type: ignore[assignment]
         check_window(backbone, config.segment_length)
         self.backbone: PreTrainedModel = backbone
-        self.memory = Memory(config, embedding_size(backbone.config))
+        self.memory = Memory(config, embedding_size(backbone.config), vocabulary_size(backbone))
         self.autoencoder = Autoencoder(config) if config.inject_autoencoder else None
         if self.autoencoder is not None:
             mlps(backbone)  # complains where there are none
@@ -95,6 +98,9 @@ class MemoryModel(PreTrainedModel):
             bos = None if self.config.bos_marks_turns else self.config.bos_token_id
             neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
             self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
+            if self.memory.copying is not None:
+                hidden = body(self.backbone, neutral.to(weight.dtype)[None, None], autoencoder=self.autoencoder)
+                self.memory.copying.prior.copy_(head(self.backbone, hidden)[0, 0].float().log_softmax(dim=-1))
 
     def variant(self: Self, **config_fields: Any) -> Self:
         """The same weights read another way: other settings over the same backbone and memory parameters.
@@ -157,8 +163,8 @@ class MemoryModel(PreTrainedModel):
         on = {name for name in MEMORY_FIELDS if name not in SWITCHES or getattr(self.config, SWITCHES[name])}
         shaping = sorted(on - FREE_FIELDS)
         settings = ", ".join(f"{name}={getattr(self.config, name)}" for name in shaping)
-        # The policy may change from call to call, so what it learnt is not a part of the identity.
-        weights = (p for name, p in self.named_parameters() if not name.startswith("memory.retention."))
+        # Policy and copying may change from call to call, so what they learnt is not a part of the identity.
+        weights = (p for name, p in self.named_parameters() if not name.startswith(CHANGEABLE))
         return ModelIdentity(
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),

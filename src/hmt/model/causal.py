@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
+from hmt.model.outputs import StepOutput
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Segment, Stream
 
 
 def causal_states(
     model: SegmentReader, input_ids: Tensor, attention_mask: Tensor, state: MemoryState
-) -> Iterator[tuple[Segment, Tensor]]:
-    """Last hidden states of texts, none of which has seen a later token.
+) -> Iterator[tuple[Segment, StepOutput]]:
+    """Read texts so that no hidden state has seen a later token.
 
     Args:
         model: Reads.
@@ -32,7 +33,7 @@ def causal_states(
         state: What was read before.
 
     Yields:
-        A part of each row, whose slots are columns, and the hidden states (B, l, D) of its tokens.
+        A part of each row, whose slots are columns, and the output of its tokens.
     """
     stream = Stream(input_ids, attention_mask, state)
     asks_itself = model.config.queries and model.config.recall_query == "prefix"
@@ -46,5 +47,4 @@ def causal_states(
             return
         query = model._causal_query(state, model._add(state, segment.ids, segment.mask))
         output, state = model.step(segment.ids, state, segment_mask=segment.mask, query=query, return_logits=False)
-        assert output.hidden is not None
-        yield segment, output.hidden
+        yield segment, output

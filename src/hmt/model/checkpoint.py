@@ -46,7 +46,8 @@ from hmt.pretrained import (
 MEMORY_FILE = "memory.safetensors"
 ADAPTER_FOLDER = "adapter"
 SHAPING_FIELDS = (
-    "num_memory_tokens", "mem_recall_hidden_dim", "memory_injection", "recall_recency", "retention_heads",
+    "num_memory_tokens", "mem_recall_hidden_dim", "memory_injection", "recall_recency", "copy_context",
+    "retention_heads",
 )  # fmt: skip
 """Settings that fix the shapes of memory parameters, so a checkpoint cannot be read with others."""
 
@@ -389,11 +390,10 @@ def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTC
     if "model_type" not in values:
         raise OSError(f"{path} is no checkpoint: it has no config.json with a model_type")
     if values["model_type"] != HMTConfig.model_type:
-        raise ValueError(
-            f"{path} holds a {values['model_type']} model without a memory; wrap it with from_backbone "
-            "(--model_name), do not load it as a checkpoint"
-        )
+        advice = "wrap it with from_backbone (--model_name), do not load it as a checkpoint"
+        raise ValueError(f"{path} holds a {values['model_type']} model without a memory; {advice}")
     for name in SHAPING_FIELDS:
-        if name in fields and fields[name] != values.get(name, fields[name]):  # older checkpoints lack newer fields
-            raise ValueError(f"{name} is {values[name]} in {path} and cannot be read as {fields[name]}")
+        own, theirs = fields.get(name), values.get(name)  # older checkpoints lack newer fields
+        if None not in (own, theirs) and own != theirs and (name != "copy_context" or (own and theirs)):
+            raise ValueError(f"{name} is {theirs} in {path} and cannot be read as {own}")
     return HMTConfig.from_dict(values | fields)

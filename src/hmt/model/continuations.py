@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
-from hmt.model.backbone import head
 from hmt.model.causal import causal_states
 from hmt.model.hmt import HMTForCausalLM
+from hmt.model.outputs import StepOutput
+from hmt.model.prediction import predict
 from hmt.model.scoring import CHUNK_POSITIONS
 from hmt.text.batches import IGNORED, Sample, pad
 
@@ -146,13 +147,13 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterat
     nats = torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.ones(len(rows), dtype=torch.bool)
     endings: dict[int, Tensor] = {}
-    for part, hidden in causal_states(model, ids, mask, state.map(lambda tensor: tensor[places])):
-        cost, right = _cost(model, hidden, part.of(targets, IGNORED))
+    for part, output in causal_states(model, ids, mask, state.map(lambda tensor: tensor[places])):
+        cost, right = _cost(model, output, part.of(targets, IGNORED))
         nats += cost.sum(dim=1).double().cpu()
         greedy &= right.all(dim=1).cpu()
-        here, ending = ((part.slots == last[:, None]) & part.mask).nonzero(as_tuple=True)
-        ended = head(model.backbone, hidden[here, ending]).float().log_softmax(dim=-1)
-        endings |= dict(zip(here.tolist(), ended, strict=True))
+        ending = ((part.slots == last[:, None]) & part.mask).flatten().nonzero()[:, 0]
+        ended = ending.div(part.ids.shape[1], rounding_mode="floor")
+        endings |= dict(zip(ended.tolist(), _logits(model, output, ending).log_softmax(dim=-1), strict=True))
     for number, row in enumerate(rows):
         likeliest = int(endings[number].argmax())
         for token, request in row.context.endings[row.inner]:
@@ -160,16 +161,20 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterat
             yield Answer(request, total, bool(greedy[number]) and token == likeliest)
 
 
-def _cost(model: HMTForCausalLM, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(model: HMTForCausalLM, output: StepOutput, places: Tensor) -> Tensor:
+    """Logits (n, V) after some places of a step, each row times its columns, plus column."""
+    assert output.hidden is not None
+    return predict(model.backbone, output.hidden.flatten(0, 1)[places], output.copies, places)
+
+
+def _cost(model: HMTForCausalLM, output: StepOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Nats of each target (B, l), 0 where it is IGNORED, and whether it is the likeliest token (True where IGNORED)."""
     scored = targets != IGNORED
-    nats = torch.zeros(targets.shape, device=hidden.device)
+    nats = torch.zeros(targets.shape, device=targets.device)
     right = torch.ones_like(scored)
     costs, hits = [], []
-    for states, wanted in zip(
-        hidden[scored].split(CHUNK_POSITIONS), targets[scored].split(CHUNK_POSITIONS), strict=True
-    ):
-        logits = head(model.backbone, states).float()
+    for places in scored.flatten().nonzero()[:, 0].split(CHUNK_POSITIONS):
+        logits, wanted = _logits(model, output, places), targets.flatten()[places]
         costs.append(F.cross_entropy(logits, wanted, reduction="none"))
         hits.append(logits.argmax(dim=-1) == wanted)
     return nats.masked_scatter(scored, torch.cat(costs)), right.masked_scatter(scored, torch.cat(hits))

@@ -16,9 +16,10 @@ from transformers.utils import ModelOutput
 
 from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
-from hmt.model.backbone import head
+from hmt.model.backbone import vocabulary_size
 from hmt.model.decoding import Context, Decoding, end_tokens, limit_length, plan, settle
 from hmt.model.outputs import RecallTrace
+from hmt.model.prediction import predict
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Stream
 from hmt.model.writing import SegmentWriter
@@ -110,8 +111,8 @@ class SegmentGenerator(SegmentReader):
         if streamer is not None:
             streamer.put(input_ids.cpu())
         writer = SegmentWriter(self, state, keep_recollections=output_recall)
-        hidden = self._read_prompt(input_ids, attention_mask, writer)
-        result = self._write(writer, hidden, history, decoding, streamer)
+        logits = self._read_prompt(input_ids, attention_mask, writer)
+        result = self._write(writer, logits, history, decoding, streamer)
         assert result.sequences is not None
         result.sequences = torch.cat([input_ids, result.sequences[:, history.shape[1] :]], dim=1)
         if writer.recollections is not None:
@@ -121,20 +122,19 @@ class SegmentGenerator(SegmentReader):
     def _write(
         self,
         writer: SegmentWriter,
-        hidden: Tensor,
+        logits: Tensor,
         sequences: Tensor,
         decoding: Decoding,
         streamer: BaseStreamer | None,
     ) -> GenerateOutput:
-        """The decoding loop, from the hidden states (B, D) at the end of the prompts (B, T), padded on the left."""
+        """The decoding loop, from the logits (B, V) at the end of the prompts (B, T), padded on the left."""
         config = decoding.config
         running = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
         filler = config.pad_token_id or 0
         all_scores, all_logits = [], []
         for count in range(config.max_new_tokens):
             if count:
-                hidden = writer.feed(sequences[:, -1], running)
-            logits = head(self.backbone, hidden).float()
+                logits = writer.feed(sequences[:, -1], running)
             scores = decoding.processors(sequences, logits)  # type: ignore[arg-type]
             tokens = torch.where(running, _choose(scores, config.do_sample), filler)
             sequences = torch.cat([sequences, tokens[:, None]], dim=1)
@@ -157,19 +157,20 @@ class SegmentGenerator(SegmentReader):
         )
 
     def _read_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, writer: SegmentWriter) -> Tensor:
-        """Read whole segments by steps and open the unfinished one: hidden states (B, D) at the end."""
+        """Read whole segments by steps and open the unfinished one: logits (B, V) float32 at the end."""
         stream = Stream(input_ids, attention_mask, writer.state)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        last = self.embedding_table.new_zeros(len(input_ids), self.embedding_table.shape[1])
+        logits = torch.zeros(len(input_ids), vocabulary_size(self.backbone), device=input_ids.device)
         for segment, output, state in self._steps(stream, writer.state, return_logits=False, outputs="complete"):
             writer.state = state
             if output.hidden is not None:
-                ending = output.hidden[rows, (segment.mask.sum(dim=1) - 1).clamp(min=0)]
-                last = torch.where(segment.mask.any(dim=1, keepdim=True), ending, last)
+                rows, columns = (segment.mask & (segment.slots == stream.lengths[:, None] - 1)).nonzero(as_tuple=True)
+                places = rows * segment.ids.shape[1] + columns
+                if len(rows):
+                    logits[rows] = predict(self.backbone, output.hidden[rows, columns], output.copies, places)
         unfinished = writer.state.pending_counts > 0
         if unfinished.any():
-            last = torch.where(unfinished[:, None], writer.open(), last)
-        return last
+            logits = torch.where(unfinished[:, None], writer.open(), logits)
+        return logits
 
 
 def _choose(scores: Tensor, sample: bool | None) -> Tensor:

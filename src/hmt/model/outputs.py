@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from hmt.memory.copying import Copies
 from hmt.memory.episodes import Episode
 from hmt.memory.state import MemoryState
 
@@ -46,10 +47,12 @@ class StepOutput(Recollection):
     Attributes:
         hidden: Last hidden states of the new tokens, (B, l, D); None if the step only remembered.
         logits: (B, l, V), or None if they were not asked for.
+        copies: What copying adds to the head's logits; it is in `logits` already. None without copying.
     """
 
     hidden: Tensor | None
     logits: Tensor | None
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True)

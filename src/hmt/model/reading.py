@@ -20,10 +20,11 @@ from hmt.memory.bank import NO_TOKEN, Bank
 from hmt.memory.episodes import Episode, candidate_slots, choose_episode
 from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
-from hmt.model.backbone import body, embed, head
+from hmt.model.backbone import body, embed
 from hmt.model.base import MemoryModel
 from hmt.model.compiled import SUMMARIES
 from hmt.model.outputs import StepOutput
+from hmt.model.prediction import predict_all
 from hmt.model.segment import Fresh, Query, Recalled
 from hmt.model.splice import Window, splice
 from hmt.model.stream import Segment, Stream
@@ -98,10 +99,15 @@ class SegmentReader(MemoryModel):
             whole = window.embeddings.shape[1] == self.config.segment_length
             with record_function("hmt.read"):
                 *_, hidden, left_behind = window.split(self._body(window, comes_again=whole))
-        logits = head(self.backbone, hidden) if return_logits and hidden is not None else None
+        logits, copies = None, None
+        if hidden is not None and outputs != "none":
+            copies = recalled.copies(state, segment_ids, segment_mask)
+            if return_logits:
+                logits = predict_all(self.backbone, hidden, copies)
         output = StepOutput(
             hidden=hidden,
             logits=logits,
+            copies=copies,
             weights=recalled.weights,
             recall_logits=recalled.recall_logits,
             segments=recalled.segments,
@@ -161,6 +167,7 @@ class SegmentReader(MemoryModel):
             near=near,
             leading=leading,
             trailing=trailing,
+            source=None if self.memory.copying is None else self.memory.copying.source(state, self.config),
             weights=weights,
             recall_logits=logits,
             segments=bank.numbers,

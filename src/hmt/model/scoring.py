@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hmt.config import MemoryConfig
+from hmt.memory.copying import Copies
 from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
 from hmt.model.outputs import StepOutput
+from hmt.model.prediction import predict
 from hmt.model.stream import Segment, Stream
 from hmt.text.batches import IGNORED
 
@@ -115,12 +117,12 @@ class Scores:
             nats = torch.zeros(wanted.shape, dtype=torch.float32, device=wanted.device)
         elif self._teacher is not None:
             states = take(self._teacher, segment.slots)
-            nats, divergence = nll_and_divergence(self._backbone, output.hidden, wanted, states)
+            nats, divergence = nll_and_divergence(self._backbone, output.hidden, wanted, states, output.copies)
             self._divergence = self._divergence + divergence.sum()
         elif output.logits is not None:
             nats = logits_nll(output.logits, wanted)
         else:
-            nats = nll(self._backbone, output.hidden, wanted)
+            nats = nll(self._backbone, output.hidden, wanted, output.copies)
         self._nats.append(nats)
 
     def nll(self) -> Tensor:
@@ -137,7 +139,7 @@ class Scores:
         return self._divergence / self.scored_mask.sum()
 
 
-def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, copies: Copies | None = None) -> Tensor:
     """Nats per target, (B, l) float32, 0 where a target is IGNORED.
 
     The head runs on the scored positions only, a chunk at a time; no logits are kept for the backward pass.
@@ -146,12 +148,13 @@ def nll(backbone: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
         backbone: Gives the head.
         hidden: (B, l, D).
         targets: (B, l) int64.
+        copies: What copying adds to the logits of these tokens.
     """
-    return _scored_nats(backbone, hidden, targets)[..., 0]
+    return _scored_nats(backbone, hidden, targets, None, copies)[..., 0]
 
 
 def nll_and_divergence(
-    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor
+    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor, copies: Copies | None = None
 ) -> tuple[Tensor, Tensor]:
     """Nats per target, and the divergence from a teacher's prediction, (B, l) float32 each, 0 where IGNORED.
 
@@ -162,36 +165,45 @@ def nll_and_divergence(
         hidden: (B, l, D).
         targets: (B, l) int64.
         teacher_states: The teacher's last hidden states, (B, l, D).
+        copies: What copying adds to the logits of these tokens; the teacher copies nothing.
     """
-    nats, divergence = _scored_nats(backbone, hidden, targets, teacher_states).unbind(-1)
+    nats, divergence = _scored_nats(backbone, hidden, targets, teacher_states, copies).unbind(-1)
     return nats, divergence
 
 
 def _scored_nats(
-    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor | None = None
+    backbone: PreTrainedModel, hidden: Tensor, targets: Tensor, teacher_states: Tensor | None, copies: Copies | None
 ) -> Tensor:
     """(B, l, 1), or (B, l, 2) with a teacher."""
     scored = targets != IGNORED
-    inputs = [hidden[scored], targets[scored]] + ([] if teacher_states is None else [teacher_states[scored]])
+    places = scored.flatten().nonzero()[:, 0]
+    inputs = [hidden[scored], places, targets[scored]] + ([] if teacher_states is None else [teacher_states[scored]])
     parts = zip(*(values.split(CHUNK_POSITIONS) for values in inputs), strict=True)
-    found = torch.cat([_chunk_nats(backbone, *part) for part in parts])
+    found = torch.cat([_chunk_nats(backbone, copies, *part) for part in parts])
     result = found.new_zeros(*targets.shape, found.shape[-1])
     return result.masked_scatter(scored[..., None], found)
 
 
-def _chunk_nats(backbone: PreTrainedModel, states: Tensor, *known: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and states.requires_grad):
-        return _plain_nats(backbone, states, *known)
-    if any(parameter.requires_grad for parameter in backbone.get_output_embeddings().parameters()):
-        return checkpoint(_plain_nats, backbone, states, *known, use_reentrant=False)  # type: ignore[no-any-return]
-    return _FrozenHeadNats.apply(backbone, states, *known)  # type: ignore[no-any-return, no-untyped-call]
+def _chunk_nats(backbone: PreTrainedModel, copies: Copies | None, states: Tensor, *known: Tensor) -> Tensor:
+    learns = [*backbone.get_output_embeddings().parameters(), *(copies.source.copying.parameters() if copies else ())]
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (states, *learns)):
+        return _plain_nats(backbone, copies, states, *known)
+    if any(parameter.requires_grad for parameter in learns):
+        nats: Tensor = checkpoint(_plain_nats, backbone, copies, states, *known, use_reentrant=False)
+        return nats
+    return _FrozenHeadNats.apply(backbone, copies, states, *known)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain_nats(
-    backbone: PreTrainedModel, states: Tensor, targets: Tensor, teacher_states: Tensor | None = None
+    backbone: PreTrainedModel,
+    copies: Copies | None,
+    states: Tensor,
+    places: Tensor,
+    targets: Tensor,
+    teacher_states: Tensor | None = None,
 ) -> Tensor:
-    """Of n states (n, D): (n, 1), or (n, 2) with a teacher."""
-    logits = head(backbone, states).float()
+    """Of n states (n, D) at n places of their step: (n, 1), or (n, 2) with a teacher."""
+    logits = predict(backbone, states, copies, places)
     nats = F.cross_entropy(logits, targets, reduction="none")
     if teacher_states is None:
         return nats[:, None]
@@ -209,10 +221,10 @@ class _FrozenHeadNats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, backbone: PreTrainedModel, states: Tensor, *known: Tensor) -> Tensor:
+    def forward(ctx: Any, backbone: PreTrainedModel, copies: Copies | None, states: Tensor, *known: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = states.detach().requires_grad_()
-            nats = _plain_nats(backbone, leaf, *known)
+            nats = _plain_nats(backbone, copies, leaf, *known)
             sums = nats.sum(dim=0).unbind()
             ctx.save_for_backward(*(torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in sums))
         return nats.detach()
@@ -222,7 +234,7 @@ class _FrozenHeadNats(torch.autograd.Function):
         factors = upstream[0].split(1, dim=-1)
         parts = [gradient * factor for gradient, factor in zip(ctx.saved_tensors, factors, strict=True)]
         states = sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype)
-        return None, states, *(None for _ in ctx.needs_input_grad[2:])
+        return None, None, states, *(None for _ in ctx.needs_input_grad[3:])
 
 
 def logits_nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmt.memory.copying import Copies, Source
+from hmt.memory.state import MemoryState
 from hmt.model.outputs import Recollection
 
 
@@ -55,11 +57,17 @@ class Recalled(Recollection):
             model reads at two speeds.
         leading: Prompt before the segment, (B, R, D).
         trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
+        source: What the segment may copy from, or None without copying.
     """
 
     near: Tensor
     leading: Tensor
     trailing: Tensor
+    source: Source | None
+
+    def copies(self, state: MemoryState, ids: Tensor, mask: Tensor) -> Copies | None:
+        """What copying adds to the logits of new tokens (B, l) after a state, without any to those of its newest."""
+        return None if self.source is None else self.source.copies(state, ids, mask)
 
     def leading_prompt(self) -> tuple[Tensor, Tensor]:
         """The leading prompt as a piece of the window."""

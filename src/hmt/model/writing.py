@@ -5,7 +5,7 @@ read anew only where it changes in front: at the start of a segment, and, with a
 tokens that the query reads are there; until then what is recalled is that of a "previous" query. A full segment is
 closed by feeding the trailing prompt on the cache.
 
-Shape legend: B rows, R memory embeddings per segment, D embedding size.
+Shape legend: B rows, R memory embeddings per segment, D embedding size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hmt.memory.copying import Copies
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import CachedWindow, embed
 from hmt.model.outputs import Recollection
+from hmt.model.prediction import predict
 from hmt.model.reading import SegmentReader
 from hmt.model.segment import Fresh, Recalled
 from hmt.model.splice import splice
@@ -45,7 +47,7 @@ class SegmentWriter:
         """Read the unfinished segment into a new window; some row must have a token in it.
 
         Returns:
-            Last hidden state (B, D) of each row's newest token; meaningless in rows without one.
+            Logits (B, V) float32 after each row's newest token; meaningless in rows without one.
         """
         model, state = self.model, self.state
         none = state.pending_ids[:, :0], state.pending_valid[:, :0]
@@ -54,7 +56,7 @@ class SegmentWriter:
         self._note(self._recalled)
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
         self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask, model.autoencoder)
-        return hidden[:, -1]
+        return self._logits(hidden[:, -1], self._recalled.copies(state, *none))
 
     def feed(self, tokens: Tensor, running: Tensor) -> Tensor:
         """Read one more token of the running rows.
@@ -64,7 +66,7 @@ class SegmentWriter:
             running: (B,) bool; the others stay as they are.
 
         Returns:
-            Last hidden state (B, D) of each running row's token.
+            Logits (B, V) float32 after each running row's token.
         """
         model, ids, mask = self.model, tokens[:, None], running[:, None]
         fresh = model._add(self.state, ids, mask)
@@ -75,17 +77,23 @@ class SegmentWriter:
             assert output.hidden is not None
             self._note(output)
             self._window = None
-            return output.hidden[:, 0]
+            return self._logits(output.hidden[:, 0], output.copies)
         if stale:
             self.state = model._after(self.state, fresh, self.state.bank)
             return self.open()
         assert self._window is not None
+        assert self._recalled is not None
         hidden = self._window.append(embed(model.backbone, ids))[:, 0]
+        logits = self._logits(hidden, self._recalled.copies(self.state, ids, mask))
         if fresh.complete.any():
             self._close(fresh)
         else:
             self.state = model._after(self.state, fresh, self.state.bank)
-        return hidden
+        return logits
+
+    def _logits(self, hidden: Tensor, copies: Copies | None) -> Tensor:
+        """Logits (B, V) of one token of each row."""
+        return predict(self.model.backbone, hidden, copies, torch.arange(len(hidden), device=hidden.device))
 
     def _note(self, recollection: Recollection) -> None:
         if self.recollections is not None:

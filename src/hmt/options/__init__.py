@@ -16,7 +16,7 @@ from hmt.options.harness import HarnessOptions
 from hmt.options.listing import TasksOptions
 from hmt.options.profiling import PEERS, ProfileOptions
 from hmt.options.reporting import ReportOptions
-from hmt.options.scoring import BASELINES, ROWS, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
+from hmt.options.scoring import BASELINES, COPYING, ROWS, SHUFFLED, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
@@ -31,8 +31,10 @@ from hmt.options.writing import (
 __all__ = [
     "API_KEY",
     "BASELINES",
+    "COPYING",
     "PEERS",
     "ROWS",
+    "SHUFFLED",
     "WITHOUT_MEMORY",
     "AugmentOptions",
     "ChatOptions",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hmt.options.base import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
-from hmt.options.scoring import OTHER_NAMES, ROWS
+from hmt.options.scoring import OTHER_NAMES, ROWS, SHUFFLED, check_means
 
 PEERS = ("full_attention", "sliding_cache", "sink_cache")
 """Rows in which the backbone reads raw text on its own cache: of everything, of a window, of a window with sinks."""
@@ -53,15 +53,14 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
         if not self.rows:
             raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
         for row in self.rows:
-            if row not in known or row in ("hmt_uniform", "hmt_shuffled"):
+            if row not in known or row in ("hmt_uniform", *SHUFFLED):
                 raise ValueError(f"modes must be of {', '.join(PEERS)} or ways of reading segments, got {row!r}")
         if not 0 <= self.num_sinks <= self.segment_length - 2:
             raise ValueError(
                 f"num_sinks must lie between 0 and {self.segment_length - 2}, two less than segment_length, "
                 f"got {self.num_sinks}"
             )
-        if "episodic" in self.rows and not self.num_recalled_tokens:
-            raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
+        check_means(self, self.rows)
 
     @property
     def rows(self) -> list[str]:

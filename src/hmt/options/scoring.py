@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
 
+PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "copy_context": 0}
+"""The backbone with sensory tokens: a sliding window."""
+
 ROWS: dict[str, dict[str, object]] = {
-    "backbone": {"mode": "backbone", "num_recalled_tokens": 0},
-    "isolated": {"mode": "backbone", "num_recalled_tokens": 0, "num_sensory": 0},
-    "episodic": {"mode": "backbone", "recall_selection": "lexical"},
+    "backbone": PLAIN,
+    "isolated": {**PLAIN, "num_sensory": 0},
+    "episodic": {"mode": "backbone", "recall_selection": "lexical", "copy_context": 0},
+    "copying": {"mode": "backbone", "num_recalled_tokens": 0},
+    "copying_shuffled": {"mode": "backbone", "num_recalled_tokens": 0},
     "rmt": {"mode": "rmt"},
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
@@ -22,7 +28,7 @@ ROWS: dict[str, dict[str, object]] = {
 }
 """Ways of reading segments that an evaluation can put side by side, as changes of the memory settings.
 
-`hmt_uniform` and `hmt_shuffled` are controls: hmt with every slot recalled alike, and with another text's bank.
+`hmt_uniform` and the shuffled ones are controls: every slot recalled alike, and another text's bank.
 """
 
 BASELINES = ("native", "sliding", "sinks")
@@ -31,8 +37,26 @@ BASELINES = ("native", "sliding", "sinks")
 OTHER_NAMES = {"rmt_sensory": "short_term"}
 """RMT with sensory tokens and the short-term mode of HMT are one and the same."""
 
+SHUFFLED = ("copying_shuffled", "hmt_shuffled")
+"""Rows that read with another text's bank."""
+
+COPYING = ("copying", "copying_shuffled")
+"""Rows of the backbone that copies: of the memory's weights they use those of copying alone."""
+
 WITHOUT_MEMORY = ("backbone", "isolated", "episodic", *BASELINES)
 """Rows that use no other weights than those of the backbone."""
+
+
+def check_means(options: ReadingOptions, rows: Sequence[str]) -> None:
+    """Make sure that rows which need a setting have it.
+
+    Raises:
+        ValueError: Naming the row and the flag.
+    """
+    if "episodic" in rows and not options.num_recalled_tokens:
+        raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
+    if copying := [row for row in rows if row in COPYING and not options.copy_context]:
+        raise ValueError(f"the row {copying[0]} copies what followed the same words before; give --copy_context")
 
 
 @dataclass(kw_only=True)
@@ -42,7 +66,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """native sliding sinks backbone isolated episodic rmt short_term hmt hmt_(previous dynamic uniform shuffled)."""
+    """native sliding sinks backbone isolated episodic copying copying_shuffled rmt short_term hmt hmt_(previous dynamic
+    uniform shuffled)."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -101,8 +126,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
         for row in self.rows:
             if row not in known:
                 raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
-        if "episodic" in self.rows and not self.num_recalled_tokens:
-            raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
+        check_means(self, self.rows)
         if self.reference is not None and self.compared_with is None:
             raise ValueError(f"reference must be one of the rows ({', '.join(self.rows)}), got {self.reference!r}")
 

@@ -92,6 +92,7 @@ def matched_options(budget: Budget, mode: str, learning_rate: float | None = Non
         options,
         **budget.backbone,
         mode=mode,  # type: ignore[arg-type]  # one of MATCHED_MODES
+        copy_context=0,
         save_ckpt=matched_path(str(budget.checkpoint), mode),
         load_from_ckpt=None,
         resume=True,

@@ -1,0 +1,221 @@
+"""Copying: what followed the same words earlier in the text becomes likelier now.
+
+An n-gram cache over the tokens that the bank keeps, added to the logits: a token that followed the longest of the
+contexts found again in the remembered text gains by how long that context is, by how often the token followed it, and
+by how rare the token is anywhere. Tokens that merely occurred count as those that followed a context of no tokens.
+Only text that has left the window is looked at: what stands in it the backbone can copy by itself. Each token is
+predicted from those before it, so nothing of this reads ahead, and no position of the backbone is spent.
+
+Sources: Kuhn and De Mori, "A Cache-Based Natural Language Model for Speech Recognition" (1990); Grave et al.,
+"Improving Neural Language Models with a Continuous Cache" (arXiv:1612.04426). Here the cache holds token ids alone, and
+it shifts logits instead of mixing probabilities, so that what the backbone rules out stays ruled out.
+
+Shape legend: B rows, N bank slots, L fresh tokens of the longest segment, T past tokens, l new tokens, n places, C
+tokens of the longest context, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hmt.config import MemoryConfig
+from hmt.memory.bank import NO_TOKEN, Bank
+from hmt.memory.episodes import Past
+from hmt.memory.rows import pack
+from hmt.memory.state import MemoryState
+
+START = ((0.2, 0.08, 0.08), (0.35, 0.17, 0.12), (0.4, 0.27, 0.15), (1.0, 0.35, 0.155), (1.55, 0.55, 0.2))
+"""Weights of a new model for contexts of 0, 1, 2, ... tokens: constant, of the log share, and of the rarity in nats."""
+
+MISSING = -2
+"""Stands in a context before the beginning of a text; no past token is equal to it."""
+
+AT_ONCE = 1 << 22
+"""Pairs of a place and a past token that are compared at one time."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text that a segment may copy from: remembered tokens that have left its window.
+
+    Attributes:
+        copying: Gives the weights.
+        bank: Before the segment.
+        segments_read: (B,) int64.
+        in_reach: Tokens before the segment that stand in its window as sensory tokens, K.
+        fresh_tokens: Of a segment, L.
+    """
+
+    copying: Copying
+    bank: Bank
+    segments_read: Tensor
+    in_reach: int
+    fresh_tokens: int
+
+    @cached_property
+    def past(self) -> Past:
+        """The text, oldest first."""
+        bank = self.bank
+        length = (bank.tokens != NO_TOKEN).sum(dim=2)
+        behind = (self.segments_read[:, None] - 1 - bank.segments) * self.fresh_tokens + length
+        ages = behind[:, :, None] - torch.arange(bank.tokens.shape[2], device=behind.device)
+        return Past.of(bank, (bank.valid & bank.starts)[:, :, None] & (ages > self.in_reach))
+
+    @cached_property
+    def log_shares(self) -> Tensor:
+        """Log share of each token in the text, (B, V) float32; minus infinity where it does not occur."""
+        past = self.past
+        counts = torch.zeros(len(past.ids), len(self.copying.prior), device=past.ids.device)
+        counts.scatter_add_(1, past.ids.clamp(min=0), past.valid.float())
+        return (counts / past.lengths.clamp(min=1)[:, None]).log()
+
+    def copies(self, state: MemoryState, ids: Tensor, mask: Tensor) -> Copies:
+        """For new tokens (B, l) after those that the state holds, or where there are none, for the newest of those."""
+        context = len(self.copying.weights) - 1
+        near = slice(max(state.tail_ids.shape[1] + 1 - context, 0), None)
+        text = torch.cat([state.tail_ids[:, near], state.pending_ids, ids], dim=1)
+        valid = torch.cat([state.tail_valid[:, near], state.pending_valid, mask], dim=1)
+        return Copies(self, contexts_of(text, valid, max(ids.shape[1], 1), context))
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What followed contexts of at least one token, each pair of a place and a token once.
+
+    Attributes:
+        places: (E,) int64.
+        tokens: (E,) int64, ids.
+        matched: (E,) int64, tokens of the longest context that the token followed.
+        log_shares: (E,) float32, log of the share of this context's occurrences that it followed.
+    """
+
+    places: Tensor
+    tokens: Tensor
+    matched: Tensor
+    log_shares: Tensor
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What copying adds to the logits of a segment's new tokens.
+
+    Attributes:
+        source: What is copied from.
+        contexts: (B, l, C) int64: of each new token the tokens up to it, itself first; MISSING before the beginning.
+    """
+
+    source: Source
+    contexts: Tensor
+
+    def add_to(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Logits (n, V) float32 of some places, each counted b * l + column, with what copying adds to them."""
+        rows = places.div(self.contexts.shape[1], rounding_mode="floor")
+        found = continuations(self.source.past, rows, self.contexts.flatten(0, 1)[places], logits.shape[1])
+        unmatched = self._unmatched()
+        gains = self.source.copying.gains(found.matched, found.log_shares, found.tokens)
+        more = gains - unmatched[rows[found.places], found.tokens]
+        return (logits + unmatched[rows]).index_put((found.places, found.tokens), more, accumulate=True)
+
+    def _unmatched(self) -> Tensor:
+        """What each token gains where no context is found again, (B, V)."""
+        shares = self.source.log_shares
+        absent = shares.isinf()
+        tokens = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
+        gains = self.source.copying.gains(torch.zeros_like(tokens), shares.masked_fill(absent, 0.0), tokens)
+        return gains.masked_fill(absent, 0.0)
+
+
+class Copying(nn.Module):
+    """The weights of copying.
+
+    Attributes:
+        weights: (C + 1, 3), as in START, for contexts of 0 to C tokens.
+        prior: (V,) float32, log-probability of each token where the backbone knows nothing: the less, the rarer.
+    """
+
+    prior: Tensor
+
+    def __init__(self, context: int, vocabulary: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(context + 1, 3))
+        self.register_buffer("prior", torch.zeros(vocabulary))
+
+    def initialise(self) -> None:
+        """Start with weights that suit untrained backbones; longer contexts than were measured count like those."""
+        start = [START[min(length, len(START) - 1)] for length in range(len(self.weights))]
+        init.copy_(self.weights, torch.tensor(start))
+
+    def source(self, state: MemoryState, config: MemoryConfig) -> Source:
+        """What the segment after this state may copy from."""
+        return Source(self, state.bank, state.segments_read, config.max_sensory, config.fresh_tokens)
+
+    def gains(self, matched: Tensor, log_shares: Tensor, tokens: Tensor) -> Tensor:
+        """What tokens gain that followed contexts of `matched` tokens in that share of their occurrences, in nats."""
+        constant, share, rarity = self.weights.float()[matched].unbind(-1)
+        return constant + share * log_shares - rarity * self.prior.float()[tokens]
+
+
+def contexts_of(ids: Tensor, valid: Tensor, count: int, context: int) -> Tensor:
+    """The tokens up to each of the last `count` columns of a text, that column first, (B, count, C) int64.
+
+    Args:
+        ids: (B, M), oldest first, with gaps where `valid` (B, M) is False.
+        valid: Real tokens.
+        count: Columns wanted; what comes of those without a token has no meaning.
+        context: Tokens C.
+    """
+    packed, _ = pack(ids.long(), valid)
+    place = valid.cumsum(dim=1)[:, valid.shape[1] - count :, None] - 1 - torch.arange(context, device=ids.device)
+    found = packed.gather(1, place.clamp(min=0).flatten(1)).view_as(place)
+    return found.masked_fill(place < 0, MISSING)
+
+
+def continuations(past: Past, rows: Tensor, contexts: Tensor, vocabulary: int) -> Continuations:
+    """What followed the contexts of some places in the past.
+
+    Args:
+        past: Text of each row.
+        rows: (n,) int64, the row of each place.
+        contexts: (n, C) int64, newest token first.
+        vocabulary: V.
+    """
+    lengths = contexts.shape[1]
+    place, matched, token = (torch.cat(parts) for parts in zip(*_occurrences(past, rows, contexts), strict=True))
+    keys, pair = (place * vocabulary + token).unique(return_inverse=True)
+    longest = torch.zeros_like(keys).scatter_reduce(0, pair, matched, "amax")
+    counts = torch.zeros_like(keys).scatter_add(0, pair, (matched == longest[pair]).long())
+    exactly = torch.bincount(place * (lengths + 1) + matched, minlength=len(rows) * (lengths + 1))
+    at_least = exactly.view(len(rows), lengths + 1).flip(1).cumsum(dim=1).flip(1)
+    places = keys.div(vocabulary, rounding_mode="floor")
+    return Continuations(
+        places=places,
+        tokens=keys % vocabulary,
+        matched=longest,
+        log_shares=(counts / at_least[places, longest]).log(),
+    )
+
+
+def _occurrences(past: Past, rows: Tensor, contexts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Where the newest token of each context stands in the past: place, tokens of the context found there, successor.
+
+    (E,) int64 each; a part of the places at a time.
+    """
+    told = past.ids.masked_fill(~past.valid, NO_TOKEN)
+    yield (rows.new_zeros(0),) * 3
+    size = max(AT_ONCE // max(told.shape[1], 1), 1)
+    for start in range(0, len(rows) if told.shape[1] > 1 else 0, size):
+        here, asked = rows[start : start + size], contexts[start : start + size]
+        same = (told[here, :-1] == asked[:, :1]) & past.valid[here, 1:]
+        place, end = same.nonzero(as_tuple=True)
+        row, going = here[place], torch.ones_like(end, dtype=torch.bool)
+        matched = torch.ones_like(end)
+        for back in range(1, contexts.shape[1]):
+            going = going & (end >= back) & (told[row, (end - back).clamp(min=0)] == asked[place, back])
+            matched = matched + going
+        yield place + start, matched, told[row, end + 1]
