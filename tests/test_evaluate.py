@@ -101,8 +101,8 @@ def test_copying_makes_rows_of_its_own_and_leaves_the_plain_ones_plain(tokenizer
     for row in ("copying", "copying_shuffled"):
         with pytest.raises(ValueError, match=rf"the row {row} copies .* give --copy_context"):
             options(lengths="140", modes=row).check()
+    shuffled = options(lengths="140", modes="copying_shuffled", target_tokens=40, copy_context=3)
     with pytest.raises(ValueError, match=r"a shuffled memory needs a second text"):
-        shuffled = options(lengths="140", modes="copying_shuffled", target_tokens=40, copy_context=3)
         evaluate_rows(make_model(copy_context=3), tokenizer, texts(150), shuffled)
 
 

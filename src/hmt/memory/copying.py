@@ -30,7 +30,7 @@ from hmt.memory.episodes import Past
 from hmt.memory.rows import pack
 from hmt.memory.state import MemoryState
 
-START = ((0.2, 0.08, 0.08), (0.35, 0.17, 0.12), (0.4, 0.27, 0.15), (1.0, 0.35, 0.155), (1.55, 0.55, 0.2))
+START = ((0.05, 0.08, 0.085), (0.1, 0.15, 0.115), (0.15, 0.27, 0.145), (0.95, 0.5, 0.145), (1.45, 0.65, 0.17))
 """Weights of a new model for contexts of 0, 1, 2, ... tokens: constant, of the log share, and of the rarity in nats."""
 
 MISSING = -2
