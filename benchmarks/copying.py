@@ -23,6 +23,7 @@ from tqdm import tqdm
 from hmt import HMTForCausalLM
 from hmt.memory.copying import Copies, Copying
 from hmt.metrics.intervals import difference_interval, difference_percent
+from hmt.model.backbone import head
 from hmt.options import parse_count
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
@@ -46,7 +47,7 @@ class Options:
     context: str = "16k"
     """Tokens of a document up to its last target; shorter documents are taken whole."""
     target_tokens: int = 512
-    """Last tokens of each, which are scored."""
+    """Last tokens of each, which are scored, and those before them in their segment."""
     documents: int = 12
     """Documents of each text and split."""
     copy_context: int = 4
@@ -135,7 +136,7 @@ def read_document(options: Options, reader: HMTForCausalLM, ids: Tensor) -> list
         output, state = reader.step(ids[:, start:end], state, return_logits=False)
         assert output.hidden is not None
         assert output.copies is not None
-        logits = reader.get_output_embeddings()(output.hidden[0])
+        logits = head(reader.backbone, output.hidden[0])
         pieces.append(Piece(logits, output.copies, ids[0, start + 1 : end + 1]))
     return pieces
 

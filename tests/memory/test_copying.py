@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from math import log
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.config import MemoryConfig
+from hmt.memory import copying as copying_module
 from hmt.memory.copying import MISSING, START, Copying, contexts_of
 from hmt.model.controls import score_with_other_banks
 from hmt.model.generation import GenerateOutput
@@ -198,3 +201,52 @@ def test_what_stands_in_the_window_is_not_copied_from() -> None:
     assert model.memory.copying is not None
     source = model.memory.copying.source(state, model.config)
     assert source.past.ids[source.past.valid].tolist() == ids[0, : 3 * 14 - 5].tolist()
+
+
+@torch.no_grad()
+def test_rarity_is_that_of_the_backbone_alone_whatever_state_it_is_in(tmp_path: Path) -> None:
+    plain = make_model("gpt2")
+    expected = plain.variant(copy_context=CONTEXT).memory.copying
+    plain.add_lora(rank=4)
+    for name, parameter in plain.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_()
+    plain.save_pretrained(tmp_path)
+    loaded = HMTForCausalLM.from_pretrained(tmp_path, copy_context=CONTEXT)
+    for model in (plain.variant(copy_context=CONTEXT), plain.train().variant(copy_context=CONTEXT), loaded):
+        assert expected is not None
+        assert model.memory.copying is not None
+        torch.testing.assert_close(model.memory.copying.prior, expected.prior, atol=1e-5, rtol=0)
+    assert plain.training
+    learning = [name for name, parameter in plain.backbone.named_parameters() if parameter.requires_grad]
+    assert learning
+    assert all("lora_" in name for name in learning)
+
+
+@torch.no_grad()
+def test_a_trace_keeps_nothing_of_what_was_copied_from() -> None:
+    model, ids = make_model(copy_context=CONTEXT), repeated()
+    kept = []
+    original = type(model.memory.copying).source
+
+    def noted(*given: Any) -> Any:
+        kept.append(weakref.ref(found := original(*given)))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Copying, "source", noted)
+        read = model(ids, output_recall=True)
+        written = model.generate(ids, max_new_tokens=30, output_recall=True, return_dict_in_generate=True)
+    gc.collect()
+    assert len(kept) > 20
+    assert sum(source() is not None for source in kept) == 0
+    assert read.recall.weights
+    assert written.recall.weights
+
+
+@torch.no_grad()
+def test_parts_of_the_search_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make_model(copy_context=CONTEXT, mem_recall_context=50), few(2, 140)
+    whole = model(ids).logits
+    monkeypatch.setattr(copying_module, "AT_ONCE", 150)
+    assert torch.equal(model(ids).logits, whole)

@@ -16,7 +16,6 @@ tokens of the longest context, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -126,8 +125,8 @@ class Copies:
         """What each token gains where no context is found again, (B, V)."""
         shares = self.source.log_shares
         absent = shares.isinf()
-        tokens = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
-        gains = self.source.copying.gains(torch.zeros_like(tokens), shares.masked_fill(absent, 0.0), tokens)
+        constant, share, rarity = self.source.copying.weights[0].float()
+        gains = constant + share * shares.masked_fill(absent, 0.0) - rarity * self.source.copying.prior.float()
         return gains.masked_fill(absent, 0.0)
 
 
@@ -136,7 +135,8 @@ class Copying(nn.Module):
 
     Attributes:
         weights: (C + 1, 3), as in START, for contexts of 0 to C tokens.
-        prior: (V,) float32, log-probability of each token where the backbone knows nothing: the less, the rarer.
+        prior: (V,) float32, log-probability of each token where the backbone knows nothing, as it was when copying was
+            added to it, without adapters: the less, the rarer.
     """
 
     prior: Tensor
@@ -185,37 +185,31 @@ def continuations(past: Past, rows: Tensor, contexts: Tensor, vocabulary: int) -
         contexts: (n, C) int64, newest token first.
         vocabulary: V.
     """
+    told = past.ids.masked_fill(~past.valid, NO_TOKEN)
+    size = max(AT_ONCE // max(told.shape[1], 1), 1)
+    parts = [
+        _continuations(told, rows[start : start + size], contexts[start : start + size], vocabulary, start)
+        for start in range(0, max(len(rows), 1), size)
+    ]
+    return Continuations(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _continuations(
+    told: Tensor, rows: Tensor, contexts: Tensor, vocabulary: int, start: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Places (from `start` on), tokens, matched and log shares, of a part of the places."""
     lengths = contexts.shape[1]
-    place, matched, token = (torch.cat(parts) for parts in zip(*_occurrences(past, rows, contexts), strict=True))
-    keys, pair = (place * vocabulary + token).unique(return_inverse=True)
+    same = (told[rows, :-1] == contexts[:, :1]) & (told[rows, 1:] != NO_TOKEN)
+    place, end = same.nonzero(as_tuple=True)
+    row, going = rows[place], torch.ones_like(end, dtype=torch.bool)
+    matched = torch.ones_like(end)
+    for back in range(1, lengths):
+        going = going & (end >= back) & (told[row, (end - back).clamp(min=0)] == contexts[place, back])
+        matched = matched + going
+    keys, pair = (place * vocabulary + told[row, end + 1]).unique(return_inverse=True)
     longest = torch.zeros_like(keys).scatter_reduce(0, pair, matched, "amax")
     counts = torch.zeros_like(keys).scatter_add(0, pair, (matched == longest[pair]).long())
     exactly = torch.bincount(place * (lengths + 1) + matched, minlength=len(rows) * (lengths + 1))
     at_least = exactly.view(len(rows), lengths + 1).flip(1).cumsum(dim=1).flip(1)
     places = keys.div(vocabulary, rounding_mode="floor")
-    return Continuations(
-        places=places,
-        tokens=keys % vocabulary,
-        matched=longest,
-        log_shares=(counts / at_least[places, longest]).log(),
-    )
-
-
-def _occurrences(past: Past, rows: Tensor, contexts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Where the newest token of each context stands in the past: place, tokens of the context found there, successor.
-
-    (E,) int64 each; a part of the places at a time.
-    """
-    told = past.ids.masked_fill(~past.valid, NO_TOKEN)
-    yield (rows.new_zeros(0),) * 3
-    size = max(AT_ONCE // max(told.shape[1], 1), 1)
-    for start in range(0, len(rows) if told.shape[1] > 1 else 0, size):
-        here, asked = rows[start : start + size], contexts[start : start + size]
-        same = (told[here, :-1] == asked[:, :1]) & past.valid[here, 1:]
-        place, end = same.nonzero(as_tuple=True)
-        row, going = here[place], torch.ones_like(end, dtype=torch.bool)
-        matched = torch.ones_like(end)
-        for back in range(1, contexts.shape[1]):
-            going = going & (end >= back) & (told[row, (end - back).clamp(min=0)] == asked[place, back])
-            matched = matched + going
-        yield place + start, matched, told[row, end + 1]
+    return places + start, keys % vocabulary, longest, (counts / at_least[places, longest]).log()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,30 @@ def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def has_adapter(backbone: PreTrainedModel) -> bool:
+    """Whether a backbone carries a PEFT adapter."""
+    return bool(getattr(backbone, "_hf_peft_config_loaded", False))
+
+
+@contextmanager
+def judging(backbone: PreTrainedModel, adapted: bool) -> Iterator[None]:
+    """The backbone in evaluation mode, and unless it is to be `adapted` without its adapters; afterwards as it was."""
+    training = backbone.training
+    learns = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+    without = not adapted and has_adapter(backbone)
+    backbone.eval()
+    if without:
+        backbone.disable_adapters()
+    try:
+        yield
+    finally:
+        if without:
+            backbone.enable_adapters()  # which lets them learn, whether they did or not
+            for parameter, before in learns:
+                parameter.requires_grad_(before)
+        backbone.train(training)
 
 
 def check_window(backbone: PreTrainedModel, window: int) -> None:

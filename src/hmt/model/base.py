@@ -13,7 +13,7 @@ from hmt.config import MEMORY_FIELDS
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.model.autoencoder import Autoencoder, mlps
-from hmt.model.backbone import body, check_window, embed, embedding_size, head, vocabulary_size
+from hmt.model.backbone import body, check_window, embed, embedding_size, head, judging, vocabulary_size
 from hmt.model.compiled import CompiledBody
 from hmt.model.configuration import HMTConfig
 from hmt.model.identity import weights_digest
@@ -99,8 +99,13 @@ class MemoryModel(PreTrainedModel):
             neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
             self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
             if self.memory.copying is not None:
-                hidden = body(self.backbone, neutral.to(weight.dtype)[None, None], autoencoder=self.autoencoder)
-                self.memory.copying.prior.copy_(head(self.backbone, hidden)[0, 0].float().log_softmax(dim=-1))
+                self.memory.copying.prior.copy_(self._prior(neutral.to(weight.dtype)))
+
+    def _prior(self, neutral: Tensor) -> Tensor:
+        """What the backbone, without adapters, predicts after an embedding (D,) that tells it nothing: (V,) nats."""
+        with judging(self.backbone, adapted=False):
+            hidden = body(self.backbone, neutral[None, None], autoencoder=self.autoencoder)
+            return head(self.backbone, hidden)[0, 0].float().log_softmax(dim=-1)
 
     def variant(self: Self, **config_fields: Any) -> Self:
         """The same weights read another way: other settings over the same backbone and memory parameters.

@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 
 from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
 from hmt.memory.retention import retention_policy
-from hmt.model.backbone import check_backbone
+from hmt.model.backbone import check_backbone, has_adapter
 from hmt.model.base import MemoryModel
 from hmt.model.card import model_card
 from hmt.model.configuration import HMTConfig
@@ -166,7 +166,7 @@ class CheckpointedModel(MemoryModel):
     @property
     def has_adapter(self) -> bool:
         """Whether the backbone carries a PEFT adapter."""
-        return getattr(self.backbone, "_hf_peft_config_loaded", False)
+        return has_adapter(self.backbone)
 
     def save_pretrained(  # type: ignore[override]  # the others go through kwargs
         self,

@@ -10,6 +10,8 @@ Shape legend: B rows, R memory embeddings per segment, D embedding size, V vocab
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
@@ -96,8 +98,9 @@ class SegmentWriter:
         return predict(self.model.backbone, hidden, copies, torch.arange(len(hidden), device=hidden.device))
 
     def _note(self, recollection: Recollection) -> None:
-        if self.recollections is not None:
-            self.recollections.append(recollection)
+        if self.recollections is not None:  # without what was read, which is large and of no use in a trace
+            kept = {field.name: getattr(recollection, field.name) for field in fields(Recollection)}
+            self.recollections.append(Recollection(**kept))
 
     def _completes_query(self, fresh: Fresh) -> bool:
         """Whether some row now has the last of the tokens that its query reads, so that its prompt changes."""

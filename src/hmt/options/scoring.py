@@ -12,12 +12,15 @@ from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, chec
 PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "copy_context": 0}
 """The backbone with sensory tokens: a sliding window."""
 
+COPIED: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "memory_policy": "fifo"}
+"""The same with copying: a bank of tokens alone, which has no embeddings that a policy could compare."""
+
 ROWS: dict[str, dict[str, object]] = {
     "backbone": PLAIN,
     "isolated": {**PLAIN, "num_sensory": 0},
     "episodic": {"mode": "backbone", "recall_selection": "lexical", "copy_context": 0},
-    "copying": {"mode": "backbone", "num_recalled_tokens": 0},
-    "copying_shuffled": {"mode": "backbone", "num_recalled_tokens": 0},
+    "copying": COPIED,
+    "copying_shuffled": COPIED,
     "rmt": {"mode": "rmt"},
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},

@@ -39,9 +39,12 @@ FOLDER = "training"
 SAME = (
     "mode", "segment_length", "num_sensory", "num_memory_tokens", "seed", "task_name", "task_subset", "train_set_split",
     "max_documents", "batch_size", "gradient_accumulation_steps", "bptt_depth", "stage_1_step", "hmt_stage_1",
-    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone",
+    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone", "copy_context",
 )  # fmt: skip
 """Settings that a run cannot change on the way: what its samples, stages and optimizer are made of."""
+
+NEWER = {"copy_context": 0}
+"""What those of them were that older runs did not note."""
 
 
 @dataclass
@@ -167,7 +170,7 @@ def check_same_run(options: TrainOptions) -> None:
     """
     stored = json.loads((options.save_ckpt / FOLDER / "progress.json").read_text())["options"]
     for name in SAME:
-        ours, theirs = getattr(options, name), stored.get(name)
+        ours, theirs = getattr(options, name), stored.get(name, NEWER.get(name))
         if ours != theirs:
             raise ValueError(f"{name} is {theirs} in {options.save_ckpt} and cannot be resumed with {ours}")
 

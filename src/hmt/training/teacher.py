@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hmt.model.backbone import body, embed, max_positions
+from hmt.model.backbone import body, embed, judging, max_positions
 from hmt.model.hmt import HMTForCausalLM
 
 
@@ -25,27 +25,16 @@ class Teacher:
 
     def __init__(self, model: HMTForCausalLM, adapted: bool = False) -> None:
         self._model = model
-        self._without_adapter = model.has_adapter and not adapted
+        self._adapted = adapted
         self._window = max_positions(model.backbone.config)
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Tensor:
         """Last hidden states (B, T, D) of input_ids (B, T), padded on the right where rows are shorter."""
         backbone = self._model.backbone
-        training = backbone.training
-        learns = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
-        backbone.eval()
-        if self._without_adapter:
-            backbone.disable_adapters()
-        try:
+        with judging(backbone, self._adapted):
             embeddings, window = embed(backbone, input_ids), self._window or input_ids.shape[1]
             parts = [body(backbone, embeddings[:, :window])]
             for start in range(window // 2, embeddings.shape[1] - window // 2, window // 2):
                 parts.append(body(backbone, embeddings[:, start : start + window])[:, window // 2 :])
             return torch.cat(parts, dim=1)[:, : input_ids.shape[1]]
-        finally:
-            if self._without_adapter:
-                backbone.enable_adapters()  # which lets them learn, whether they did or not
-                for parameter, before in learns:
-                    parameter.requires_grad_(before)
-            backbone.train(training)
