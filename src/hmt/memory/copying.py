@@ -113,7 +113,14 @@ class Copies:
     contexts: Tensor
 
     def add_to(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Logits (n, V) float32 of some places, each counted b * l + column, with what copying adds to them."""
+        """Logits (n, V) float32 of some places, each counted b * l + column, with what copying adds to them.
+
+        Raises:
+            ValueError: If the vocabulary was resized since copying was added to the model.
+        """
+        known = len(self.source.copying.prior)
+        if logits.shape[1] != known:
+            raise ValueError(f"copying knows {known} tokens, the head now has {logits.shape[1]}; take a variant() anew")
         rows = places.div(self.contexts.shape[1], rounding_mode="floor")
         found = continuations(self.source.past, rows, self.contexts.flatten(0, 1)[places], logits.shape[1])
         unmatched = self._unmatched()
