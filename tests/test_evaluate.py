@@ -84,7 +84,7 @@ def test_recalled_tokens_make_a_row_of_their_own_and_leave_the_plain_ones_plain(
 
 
 def test_copying_makes_rows_of_its_own_and_leaves_the_plain_ones_plain(tokenizer: PreTrainedTokenizerFast) -> None:
-    names = "backbone,isolated,copying,copying_shuffled,short_term,hmt"
+    names = "backbone,isolated,copying,copy_shuffled,short_term,hmt"
     plain, copying = (
         evaluate_rows(
             make_model(copy_context=count, recall_query="previous"), tokenizer, texts(150, 160),
@@ -97,11 +97,11 @@ def test_copying_makes_rows_of_its_own_and_leaves_the_plain_ones_plain(tokenizer
     for row in ("backbone", "isolated", "short_term"):
         assert changed[row] == pytest.approx(losses[row])
     assert changed["hmt"] != pytest.approx(losses["hmt"])
-    assert len({losses["backbone"], changed["copying"], changed["copying_shuffled"]}) == 3
-    for row in ("copying", "copying_shuffled"):
+    assert len({losses["backbone"], changed["copying"], changed["copy_shuffled"]}) == 3
+    for row in ("copying", "copy_shuffled"):
         with pytest.raises(ValueError, match=rf"the row {row} copies .* give --copy_context"):
             options(lengths="140", modes=row).check()
-    shuffled = options(lengths="140", modes="copying_shuffled", target_tokens=40, copy_context=3)
+    shuffled = options(lengths="140", modes="copy_shuffled", target_tokens=40, copy_context=3)
     with pytest.raises(ValueError, match=r"a shuffled memory needs a second text"):
         evaluate_rows(make_model(copy_context=3), tokenizer, texts(150), shuffled)
 

@@ -20,7 +20,7 @@ ROWS: dict[str, dict[str, object]] = {
     "isolated": {**PLAIN, "num_sensory": 0},
     "episodic": {"mode": "backbone", "recall_selection": "lexical", "copy_context": 0},
     "copying": COPIED,
-    "copying_shuffled": COPIED,
+    "copy_shuffled": COPIED,
     "rmt": {"mode": "rmt"},
     "short_term": {"mode": "short_term"},
     "hmt": {"mode": "hmt"},
@@ -40,10 +40,10 @@ BASELINES = ("native", "sliding", "sinks")
 OTHER_NAMES = {"rmt_sensory": "short_term"}
 """RMT with sensory tokens and the short-term mode of HMT are one and the same."""
 
-SHUFFLED = ("copying_shuffled", "hmt_shuffled")
+SHUFFLED = ("copy_shuffled", "hmt_shuffled")
 """Rows that read with another text's bank."""
 
-COPYING = ("copying", "copying_shuffled")
+COPYING = ("copying", "copy_shuffled")
 """Rows of the backbone that copies: of the memory's weights they use those of copying alone."""
 
 WITHOUT_MEMORY = ("backbone", "isolated", "episodic", *BASELINES)
@@ -69,7 +69,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """native sliding sinks backbone isolated episodic copying copying_shuffled rmt short_term hmt hmt_(previous dynamic
+    """native sliding sinks backbone isolated episodic copying copy_shuffled rmt short_term hmt hmt_(previous dynamic
     uniform shuffled)."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
