@@ -42,12 +42,14 @@ REREAD: dict[str, Any] = {"mode": "backbone", "recall_selection": "lexical", "re
 
 TRIALS: dict[str, dict[str, Any]] = {
     "sensory": {"mode": "backbone", "num_sensory": 48},
+    "sensory_36": {"mode": "backbone", "num_sensory": 36},
     "sensory_40": {"mode": "backbone", "num_sensory": 40},
     "sensory_32": {"mode": "backbone", "num_sensory": 32},
     "short_term": {"mode": "short_term", **EIGHT},
     "rmt": {"mode": "rmt", "num_memory_tokens": 8, "memory_gain": 0.5},
     "hmt": EIGHT,
     "hmt_near": {**EIGHT, "recall_recency": 4.0},
+    "hmt_near_2": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 2},
     "hmt_near_4": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 4},
     "window_512": {"mode": "backbone", "segment_length": 512, "num_sensory": 448},
     "reread_512": {**REREAD, "segment_length": 512, "num_sensory": 336, "num_recalled_tokens": 112},
@@ -97,6 +99,10 @@ class Options:
     """Spans of each document."""
     rows_at_once: int = 16
     """Spans scored side by side."""
+    native: bool = True
+    """Score the backbone in its own longest window, too."""
+    copy_context: int = 0
+    """Score every trial with copying (and without) as well; where it was not trained, with a new model's weights."""
     device: str = "auto"
     """Where."""
     compile: bool = True
@@ -189,15 +195,37 @@ def training_options(options: Options, name: str) -> TrainOptions:
 
 
 def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
-    """Rows of the trained checkpoint, with both controls where it recalls."""
-    model, tokenizer = load(replace(trained, load_from_ckpt=str(trained.save_ckpt)))
-    own = "episodic" if trained.num_recalled_tokens and trained.mode == "backbone" else trained.mode
-    modes = {"hmt": "hmt,hmt_shuffled,hmt_uniform", "episodic": "episodic,backbone"}.get(own, own) + ",native"
+    """Rows of the trained checkpoint with their controls: as it was trained, and with and without copying."""
+    native = ["native"] if options.native else []
+    rows = scored_rows(options, trained, trained.copy_context, [*rows_of(trained, trained.copy_context), *native])
+    if not options.copy_context:
+        return rows
+    other, told = (0, "without copying") if trained.copy_context else (options.copy_context, "with copying")
+    more = scored_rows(options, trained, other, rows_of(trained, other))
+    return rows + [{**row, "row": f"{row['row']} {told}"} for row in more]
+
+
+def rows_of(trained: TrainOptions, copy_context: int) -> list[str]:
+    """The rows that a trial is scored in."""
+    if trained.mode == "hmt":
+        return ["hmt", "hmt_shuffled", *([] if copy_context else ["hmt_uniform"])]
+    if trained.mode == "backbone" and copy_context:
+        return ["copying", "copy_shuffled"]
+    if trained.mode == "backbone" and trained.num_recalled_tokens:
+        return ["episodic", "backbone"]
+    return [trained.mode]
+
+
+def scored_rows(options: Options, trained: TrainOptions, copy_context: int, rows: list[str]) -> list[dict[str, Any]]:
+    """These rows of the trained checkpoint, read with contexts of so many tokens."""
+    settings = replace(trained, load_from_ckpt=str(trained.save_ckpt), copy_context=copy_context)
+    model, tokenizer = load(settings)
     scoring = EvaluateOptions(
-        lengths=options.lengths, modes=modes, target_tokens=options.target_tokens, batch_size=options.rows_at_once,
-        spans_per_document=options.spans_per_document, segment_length=trained.segment_length,
-        num_sensory=trained.num_sensory, num_memory_tokens=trained.num_memory_tokens,
-        num_recalled_tokens=trained.num_recalled_tokens, recall_query=trained.recall_query,
+        lengths=options.lengths, modes=",".join(rows), target_tokens=options.target_tokens,
+        batch_size=options.rows_at_once, spans_per_document=options.spans_per_document,
+        segment_length=trained.segment_length, num_sensory=trained.num_sensory,
+        num_memory_tokens=trained.num_memory_tokens, num_recalled_tokens=trained.num_recalled_tokens,
+        recall_query=trained.recall_query, copy_context=copy_context,
     )  # fmt: skip
     documents = [
         document

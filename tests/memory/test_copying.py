@@ -109,6 +109,47 @@ def test_what_is_written_was_predicted_as_it_is_read(fields: dict[str, Any], tok
     assert tokens < 28 or not torch.equal(plain, written.sequences)
 
 
+def origin_by_hand(past: list[int], before: list[int], token: int) -> tuple[int, int]:
+    """The longest context that a token followed, and where it did so last: -1 where it followed none."""
+    for matched in range(min(CONTEXT, len(before)), 0, -1):
+        asked = before[len(before) - matched :]
+        for place in range(len(past) - 1, matched - 1, -1):
+            if past[place] == token and past[place - matched : place] == asked:
+                return matched, place
+    return 0, -1
+
+
+@pytest.mark.parametrize("lengths", [(75, 90), (20, 3)])  # after whole segments and an unfinished one; hardly a past
+@pytest.mark.parametrize("mode", ["hmt", "backbone"])
+@torch.no_grad()
+def test_a_trace_says_where_each_new_token_was_copied_from(mode: str, lengths: tuple[int, int]) -> None:
+    model = make_model(mode=mode, copy_context=CONTEXT, mem_recall_context=50, recall_query="previous")
+    ids, config = few(2, max(lengths)), model.config
+    mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+    out = model.generate(
+        ids, attention_mask=mask, max_new_tokens=40, output_recall=True, return_dict_in_generate=True, eos_token_id=None
+    )
+    assert isinstance(out, GenerateOutput)
+    assert out.recall is not None
+    assert len(out.recall.copied) == 40
+    for row, length in enumerate(lengths):
+        text = ids[row, :length].tolist() + out.sequences[row, ids.shape[1] :].tolist()
+        longest = 0
+        for place, copied in enumerate(out.recall.copied, start=length):
+            read = (place - 1) // config.fresh_tokens * config.fresh_tokens  # before the last token's segment
+            matched, found = origin_by_hand(text[: max(read - config.num_sensory, 0)], text[:place], text[place])
+            assert int(copied.tokens[row]) == text[place]
+            assert int(copied.matched[row]) == matched
+            assert int(copied.segments[row]) == found // config.fresh_tokens
+            longest = max(longest, matched)
+        assert longest == (CONTEXT if length > 60 else longest)
+        runs = out.recall.copied_runs(row)
+        written = [int(token) for _, run in runs for token in run]
+        wanted = [int(one.tokens[row]) for one in out.recall.copied if one.matched[row] >= 2]
+        assert written == wanted
+        assert all(run[0] >= 0 for run in runs)
+
+
 def repeated(tokens: int = 140) -> Tensor:
     """Two texts, each of which says the same forty tokens again and again."""
     return torch.cat([few(1, 40, seed).repeat(1, -(-tokens // 40))[:, :tokens] for seed in (1, 2)])

@@ -25,11 +25,29 @@ def test_what_was_read_again_is_shown_below_its_segment(tokenizer: Any) -> None:
         assert f"\n           read again  {' '.join(again[0].read_again[0].split())}" in said
 
 
+def test_what_was_copied_is_shown_below_its_segment(tokenizer: Any) -> None:
+    text = "The key is under the mat. Nobody knows it. " * 6
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    for mode in ("hmt", "backbone"):
+        model = make_model(mode=mode, copy_context=4, segment_length=40)
+        out = model.generate(
+            ids, max_new_tokens=12, output_recall=True, return_dict_in_generate=True, eos_token_id=None
+        )
+        segments = recalled_segments(out.recall, out.memory, tokenizer)
+        copied = [one for one in segments if one.copied]
+        assert copied
+        answer = tokenizer.decode(out.sequences[0, ids.shape[1] :])
+        assert all(part in answer for one in copied for part in one.copied)
+        said = describe_recall(segments)
+        assert f"\n           copied      {' '.join(copied[0].copied[0].split())}" in said
+        assert mode == "hmt" or f"segment {copied[0].number:>5}       -  " in said
+
+
 def test_segments_stand_with_their_share_and_their_text() -> None:
     assert describe_recall([]) == "nothing was recalled"
-    lines = describe_recall([RecalledSegment(3, 0.5, "a\n b", ("a",)), RecalledSegment(12, 0.25, None)]).splitlines()
+    lines = describe_recall([RecalledSegment(3, 0.5, "a\n b", ("a",)), RecalledSegment(12, 0.0, None)]).splitlines()
     assert lines == [
         "segment     3   50.0%  a b",
         "           read again  a",
-        "segment    12   25.0%  (no longer kept)",
+        "segment    12       -  (no longer kept)",
     ]

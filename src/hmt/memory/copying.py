@@ -101,6 +101,22 @@ class Continuations:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """One new token of each row, and where it may be from.
+
+    Attributes:
+        tokens: (B,) int64.
+        matched: (B,) int64, tokens of the longest context that it followed in the remembered text; 0 where it followed
+            none, and in a row that wrote nothing.
+        segments: (B,) int64, number of the segment where it followed that context last; -1 where `matched` is 0.
+    """
+
+    tokens: Tensor
+    matched: Tensor
+    segments: Tensor
+
+
+@dataclass(frozen=True)
 class Copies:
     """What copying adds to the logits of a segment's new tokens.
 
@@ -127,6 +143,25 @@ class Copies:
         gains = self.source.copying.gains(found.matched, found.log_shares, found.tokens)
         more = gains - unmatched[rows[found.places], found.tokens]
         return (logits + unmatched[rows]).index_put((found.places, found.tokens), more, accumulate=True)
+
+    def origins(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Where tokens (n,) that came next at some places followed the same words before.
+
+        Returns:
+            `matched` and `segments` of `Copied`, (n,) int64 each.
+        """
+        past, bank = self.source.past, self.source.bank
+        rows = places.div(self.contexts.shape[1], rounding_mode="floor")
+        contexts, told = self.contexts.flatten(0, 1)[places], past.told
+        place, end = ((told[rows, :-1] == contexts[:, :1]) & (told[rows, 1:] == tokens[:, None])).nonzero(as_tuple=True)
+        width = max(told.shape[1], 1)
+        found = _matched(told, rows[place], end, contexts[place]) * width + end  # the longest, then the newest
+        best = torch.zeros_like(places).scatter_reduce(0, place, found, "amax")
+        matched, ends = best.div(width, rounding_mode="floor"), best % width
+        segments = torch.full_like(places, -1)
+        known = matched > 0
+        segments[known] = bank.segments[rows[known], past.slots[rows[known], ends[known] + 1]]
+        return matched, segments
 
     def _unmatched(self) -> Tensor:
         """What each token gains where no context is found again, (B, V)."""
@@ -192,7 +227,7 @@ def continuations(past: Past, rows: Tensor, contexts: Tensor, vocabulary: int) -
         contexts: (n, C) int64, newest token first.
         vocabulary: V.
     """
-    told = past.ids.masked_fill(~past.valid, NO_TOKEN)
+    told = past.told
     size = max(AT_ONCE // max(told.shape[1], 1), 1)
     parts = [
         _continuations(told, rows[start : start + size], contexts[start : start + size], vocabulary, start)
@@ -208,11 +243,8 @@ def _continuations(
     lengths = contexts.shape[1]
     same = (told[rows, :-1] == contexts[:, :1]) & (told[rows, 1:] != NO_TOKEN)
     place, end = same.nonzero(as_tuple=True)
-    row, going = rows[place], torch.ones_like(end, dtype=torch.bool)
-    matched = torch.ones_like(end)
-    for back in range(1, lengths):
-        going = going & (end >= back) & (told[row, (end - back).clamp(min=0)] == contexts[place, back])
-        matched = matched + going
+    row = rows[place]
+    matched = _matched(told, row, end, contexts[place])
     keys, pair = (place * vocabulary + told[row, end + 1]).unique(return_inverse=True)
     longest = torch.zeros_like(keys).scatter_reduce(0, pair, matched, "amax")
     counts = torch.zeros_like(keys).scatter_add(0, pair, (matched == longest[pair]).long())
@@ -220,3 +252,13 @@ def _continuations(
     at_least = exactly.view(len(rows), lengths + 1).flip(1).cumsum(dim=1).flip(1)
     places = keys.div(vocabulary, rounding_mode="floor")
     return places + start, keys % vocabulary, longest, (counts / at_least[places, longest]).log()
+
+
+def _matched(told: Tensor, rows: Tensor, ends: Tensor, contexts: Tensor) -> Tensor:
+    """How many tokens of contexts (e, C) stand in the past up to its tokens at (rows, ends), (e,) int64."""
+    going = torch.ones_like(ends, dtype=torch.bool)
+    matched = torch.zeros_like(ends)
+    for back in range(contexts.shape[1]):
+        going = going & (ends >= back) & (told[rows, (ends - back).clamp(min=0)] == contexts[:, back])
+        matched = matched + going
+    return matched

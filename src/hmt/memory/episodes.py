@@ -79,6 +79,11 @@ class Past:
         """(B,) int64."""
         return self.valid.sum(dim=1)
 
+    @property
+    def told(self) -> Tensor:
+        """The tokens, (B, T) int64, and NO_TOKEN behind the last of each row, which no token is equal to."""
+        return self.ids.masked_fill(~self.valid, NO_TOKEN)
+
 
 def candidate_slots(bank: Bank, before: Tensor) -> Tensor:
     """The first slot of each segment whose number is below `before` (B,): those that may be read again, (B, N) bool.

@@ -19,7 +19,6 @@ from hmt.memory.state import MemoryState
 from hmt.model.backbone import vocabulary_size
 from hmt.model.decoding import Context, Decoding, end_tokens, limit_length, plan, settle
 from hmt.model.outputs import RecallTrace
-from hmt.model.prediction import predict
 from hmt.model.reading import SegmentReader
 from hmt.model.stream import Stream
 from hmt.model.writing import SegmentWriter
@@ -116,7 +115,7 @@ class SegmentGenerator(SegmentReader):
         assert result.sequences is not None
         result.sequences = torch.cat([input_ids, result.sequences[:, history.shape[1] :]], dim=1)
         if writer.recollections is not None:
-            result.recall = RecallTrace.of(writer.recollections)
+            result.recall = RecallTrace.of(writer.recollections, writer.copied)
         return result if config.return_dict_in_generate else result.sequences
 
     def _write(
@@ -137,6 +136,7 @@ class SegmentGenerator(SegmentReader):
                 logits = writer.feed(sequences[:, -1], running)
             scores = decoding.processors(sequences, logits)  # type: ignore[arg-type]
             tokens = torch.where(running, _choose(scores, config.do_sample), filler)
+            writer.note_choice(tokens, running)
             sequences = torch.cat([sequences, tokens[:, None]], dim=1)
             if config.output_scores:
                 all_scores.append(scores)
@@ -166,7 +166,7 @@ class SegmentGenerator(SegmentReader):
                 rows, columns = (segment.mask & (segment.slots == stream.lengths[:, None] - 1)).nonzero(as_tuple=True)
                 places = rows * segment.ids.shape[1] + columns
                 if len(rows):
-                    logits[rows] = predict(self.backbone, output.hidden[rows, columns], output.copies, places)
+                    logits[rows] = writer.predict(output.hidden[rows, columns], output.copies, places, rows)
         unfinished = writer.state.pending_counts > 0
         if unfinished.any():
             logits = torch.where(unfinished[:, None], writer.open(), logits)

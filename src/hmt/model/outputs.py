@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from hmt.memory.copying import Copies
+from hmt.memory.copying import Copied, Copies
 from hmt.memory.episodes import Episode
 from hmt.memory.state import MemoryState
 
@@ -65,6 +66,8 @@ class RecallTrace:
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
         starts: Tokens of the text before each of these segments, (B,) int64 each.
         episodes: Tokens that were read again, of each segment that did, in order.
+        copied: Of each new token, in order, where it followed the same words before; empty where nothing was written
+            or nothing is copied.
     """
 
     weights: tuple[Tensor, ...]
@@ -72,16 +75,18 @@ class RecallTrace:
     by_segment: tuple[Tensor, ...]
     starts: tuple[Tensor, ...]
     episodes: tuple[Episode, ...] = ()
+    copied: tuple[Copied, ...] = ()
 
     @classmethod
-    def of(cls, recollections: Sequence[Recollection]) -> RecallTrace:
-        """What these segments recalled, in order."""
+    def of(cls, recollections: Sequence[Recollection], copied: Sequence[Copied] = ()) -> RecallTrace:
+        """What these segments recalled, and where new tokens were copied from, in order."""
         return cls(
             weights=tuple(one.weights for one in recollections if one.weights is not None),
             segments=tuple(one.segments for one in recollections if one.weights is not None),
             by_segment=tuple(one.distances for one in recollections),
             starts=tuple(one.starts for one in recollections),
             episodes=tuple(one.episode for one in recollections if one.episode is not None),
+            copied=tuple(copied),
         )
 
     @property
@@ -119,6 +124,27 @@ class RecallTrace:
             runs = episode.ids[row].split(sizes.tolist())
             found += [(number, run) for number, run in zip(numbers.tolist(), runs, strict=True) if number >= 0]
         return found
+
+    def copied_runs(self, row: int = 0, context: int = 2) -> list[tuple[int, Tensor]]:
+        """What a row wrote that had followed the same words before, in order.
+
+        Args:
+            row: Of the call.
+            context: So many words at least, in tokens.
+
+        Returns:
+            Number of the segment, and tokens (e,) int64 that were written one after another and are from it.
+        """
+        found: list[tuple[int, list[Tensor]]] = []
+        going = -1
+        for one in self.copied:
+            number = int(one.segments[row]) if one.matched[row] >= context else -1
+            if number >= 0 and number != going:
+                found.append((number, []))
+            if number >= 0:
+                found[-1][1].append(one.tokens[row])
+            going = number
+        return [(number, torch.stack(tokens)) for number, tokens in found]
 
 
 @dataclass

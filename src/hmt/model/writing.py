@@ -15,9 +15,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from hmt.memory.copying import Copies
+from hmt.memory.copying import Copied, Copies
 from hmt.memory.state import MemoryState
-from hmt.model.backbone import CachedWindow, embed
+from hmt.model.backbone import CachedWindow, embed, vocabulary_size
 from hmt.model.outputs import Recollection
 from hmt.model.prediction import predict
 from hmt.model.reading import SegmentReader
@@ -36,12 +36,15 @@ class SegmentWriter:
         state: The state after every token fed so far: that of reading the same text.
         recollections: What was recalled since the first window was opened, where that is asked for; it grows with the
             text.
+        copied: Where the tokens that were chosen followed the same words before, likewise.
     """
 
     def __init__(self, model: SegmentReader, state: MemoryState, keep_recollections: bool = False) -> None:
         self.model = model
         self.state = state
         self.recollections: list[Recollection] | None = [] if keep_recollections else None
+        self.copied: list[Copied] = []
+        self._offers: list[tuple[Copies, Tensor, Tensor]] = []
         self._window: CachedWindow | None = None
         self._recalled: Recalled | None = None
 
@@ -49,7 +52,7 @@ class SegmentWriter:
         """Read the unfinished segment into a new window; some row must have a token in it.
 
         Returns:
-            Logits (B, V) float32 after each row's newest token; meaningless in rows without one.
+            Logits (B, V) float32 after each row's newest token; 0 in rows without one.
         """
         model, state = self.model, self.state
         none = state.pending_ids[:, :0], state.pending_valid[:, :0]
@@ -58,7 +61,9 @@ class SegmentWriter:
         self._note(self._recalled)
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
         self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask, model.autoencoder)
-        return self._logits(hidden[:, -1], self._recalled.copies(state, *none))
+        rows, copies = state.pending_counts.nonzero()[:, 0], self._recalled.copies(state, *none)
+        logits = torch.zeros(len(hidden), vocabulary_size(model.backbone), device=hidden.device)
+        return logits.index_copy(0, rows, self.predict(hidden[rows, -1], copies, rows, rows))
 
     def feed(self, tokens: Tensor, running: Tensor) -> Tensor:
         """Read one more token of the running rows.
@@ -71,6 +76,7 @@ class SegmentWriter:
             Logits (B, V) float32 after each running row's token.
         """
         model, ids, mask = self.model, tokens[:, None], running[:, None]
+        rows = torch.arange(len(ids), device=ids.device)
         fresh = model._add(self.state, ids, mask)
         stale = self._window is None or self._completes_query(fresh)
         if stale and fresh.complete.any():
@@ -79,23 +85,42 @@ class SegmentWriter:
             assert output.hidden is not None
             self._note(output)
             self._window = None
-            return self._logits(output.hidden[:, 0], output.copies)
+            return self.predict(output.hidden[:, 0], output.copies, rows, rows)
         if stale:
             self.state = model._after(self.state, fresh, self.state.bank)
             return self.open()
         assert self._window is not None
         assert self._recalled is not None
         hidden = self._window.append(embed(model.backbone, ids))[:, 0]
-        logits = self._logits(hidden, self._recalled.copies(self.state, ids, mask))
+        logits = self.predict(hidden, self._recalled.copies(self.state, ids, mask), rows, rows)
         if fresh.complete.any():
             self._close(fresh)
         else:
             self.state = model._after(self.state, fresh, self.state.bank)
         return logits
 
-    def _logits(self, hidden: Tensor, copies: Copies | None) -> Tensor:
-        """Logits (B, V) of one token of each row."""
-        return predict(self.model.backbone, hidden, copies, torch.arange(len(hidden), device=hidden.device))
+    def predict(self, hidden: Tensor, copies: Copies | None, places: Tensor, rows: Tensor) -> Tensor:
+        """Logits (n, V) float32 after the newest token of some rows.
+
+        Args:
+            hidden: Last hidden states, (n, D).
+            copies: Of the step that they are from.
+            places: (n,) int64, where in that step they are: row times its columns, plus column.
+            rows: (n,) int64, each once.
+        """
+        if copies is not None and self.recollections is not None:
+            self._offers.append((copies, places, rows))
+        return predict(self.model.backbone, hidden, copies, places)
+
+    def note_choice(self, tokens: Tensor, running: Tensor) -> None:
+        """Note where the tokens (B,) that the running rows (B,) write next are copied from, if that is asked for."""
+        if not self._offers:
+            return
+        matched, segments = torch.zeros_like(tokens), torch.full_like(tokens, -1)
+        for copies, places, rows in self._offers:
+            matched[rows], segments[rows] = copies.origins(tokens[rows], places)
+        self.copied.append(Copied(tokens, matched * running, segments.where(running, -1)))
+        self._offers.clear()
 
     def _note(self, recollection: Recollection) -> None:
         if self.recollections is not None:  # without what was read, which is large and of no use in a trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,42 +24,54 @@ class RecalledSegment:
         share: Of all that was recalled.
         text: Of the segment; None if the bank no longer keeps it.
         read_again: The parts of it that were put into the window again, most often read first.
+        copied: What was written that had followed the same words in it, most often written first.
     """
 
     number: int
     share: float
     text: str | None
     read_again: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
 
 def recalled_segments(
     trace: RecallTrace | None, memory: MemoryState | None, tokenizer: PreTrainedTokenizerBase, count: int = 5
 ) -> list[RecalledSegment]:
-    """The segments that were recalled most, strongest first, then others that were read again, with their text."""
+    """The segments that were recalled most, strongest first, then others that were read again or copied from."""
     if trace is None or memory is None:
         return []
-    runs: dict[int, Counter[str]] = {}
-    for number, run in trace.read_again():
-        runs.setdefault(number, Counter())[str(tokenizer.decode(run))] += 1
     shares = dict(trace.strongest())
-    often = sorted(runs, key=lambda number: runs[number].total(), reverse=True)
+    read_again, copied = (_by_segment(runs, tokenizer) for runs in (trace.read_again(), trace.copied_runs()))
+    shown = list(shares)[:count]
+    for runs in (read_again, copied):
+        shown += sorted(runs, key=lambda number: runs[number].total(), reverse=True)[:count]
     found = []
-    for number in dict.fromkeys([*list(shares)[:count], *often[:count]]):
+    for number in dict.fromkeys(shown):
         tokens = memory.segment_tokens(number)
         text = None if tokens is None else str(tokenizer.decode(tokens))
-        read_again = tuple(run for run, _ in runs.get(number, Counter()).most_common())
-        found.append(RecalledSegment(number, shares.get(number, 0.0), text, read_again))
+        parts = (tuple(part for part, _ in runs[number].most_common()) for runs in (read_again, copied))
+        found.append(RecalledSegment(number, shares.get(number, 0.0), text, *parts))
     return found
 
 
+def _by_segment(runs: list[tuple[int, Tensor]], tokenizer: PreTrainedTokenizerBase) -> dict[int, Counter[str]]:
+    """How often each run, as text, is there, by the number of its segment."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for number, run in runs:
+        counts[number][str(tokenizer.decode(run))] += 1
+    return counts
+
+
 def describe_recall(segments: list[RecalledSegment]) -> str:
-    """One line a segment and one for each part that was read again, texts cut in the middle."""
+    """One line a segment and one for each part that was read again or copied, texts cut in the middle."""
     if not segments:
         return "nothing was recalled"
     lines = []
     for one in segments:
-        lines.append(f"segment {one.number:>5}  {one.share:6.1%}  {shortened(one.text)}")
+        share = f"{one.share:6.1%}" if one.share else "     -"
+        lines.append(f"segment {one.number:>5}  {share}  {shortened(one.text)}")
         lines += [f"           read again  {shortened(part)}" for part in one.read_again]
+        lines += [f"           copied      {shortened(part)}" for part in one.copied]
     return "\n".join(lines)
 
 
