@@ -30,7 +30,7 @@ from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.model.loading import load
-from hmt.options import EvaluateOptions, TrainOptions
+from hmt.options import COPYING, EvaluateOptions, TrainOptions
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
@@ -202,13 +202,13 @@ def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
         return rows
     other, told = (0, "without copying") if trained.copy_context else (options.copy_context, "with copying")
     more = scored_rows(options, trained, other, rows_of(trained, other))
-    return rows + [{**row, "row": f"{row['row']} {told}"} for row in more]
+    return rows + [row if row["row"] in COPYING else {**row, "row": f"{row['row']} {told}"} for row in more]
 
 
 def rows_of(trained: TrainOptions, copy_context: int) -> list[str]:
     """The rows that a trial is scored in."""
     if trained.mode == "hmt":
-        return ["hmt", "hmt_shuffled", *([] if copy_context else ["hmt_uniform"])]
+        return ["hmt", "hmt_shuffled", *([] if trained.copy_context else ["hmt_uniform"])]
     if trained.mode == "backbone" and copy_context:
         return ["copying", "copy_shuffled"]
     if trained.mode == "backbone" and trained.num_recalled_tokens:
