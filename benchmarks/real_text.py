@@ -38,6 +38,9 @@ from hmt.text.tasks import load_documents
 EIGHT: dict[str, Any] = {"num_memory_tokens": 8, "memory_gain": 0.5, "recall_query": "previous"}
 """Eight memory embeddings a segment: 16 positions of the window, which plain sensory tokens get as well."""
 
+ONE: dict[str, Any] = {"num_memory_tokens": 1, "memory_gain": 0.2, "recall_query": "previous", "num_sensory": 34}
+"""One, with two of its 36 positions, and a share of the prompt that a backbone reads on with before it has learnt."""
+
 REREAD: dict[str, Any] = {"mode": "backbone", "recall_selection": "lexical", "recall_query": "previous"}
 
 TRIALS: dict[str, dict[str, Any]] = {
@@ -48,6 +51,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "short_term": {"mode": "short_term", **EIGHT},
     "rmt": {"mode": "rmt", "num_memory_tokens": 8, "memory_gain": 0.5},
     "hmt": EIGHT,
+    "hmt_near_1": {**ONE, "recall_recency": 4.0},
     "hmt_near": {**EIGHT, "recall_recency": 4.0},
     "hmt_near_2": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 2},
     "hmt_near_4": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 4},
@@ -128,9 +132,15 @@ def main(options: Options) -> None:
 
 
 def run_trial(options: Options, name: str) -> dict[str, Any]:
-    """Train and score one."""
+    """Train and score one.
+
+    Raises:
+        ValueError: If it is to copy and to read again: the rows of copying read nothing again.
+    """
     settings = training_options(options, name)
     settings.check()
+    if settings.num_recalled_tokens and (options.copy_context or settings.copy_context):
+        raise ValueError(f"{name} reads tokens again; it cannot be scored with copying")
     started = time.monotonic()
     timer = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
@@ -198,7 +208,7 @@ def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
     """Rows of the trained checkpoint with their controls: as it was trained, and with and without copying."""
     native = ["native"] if options.native else []
     rows = scored_rows(options, trained, trained.copy_context, [*rows_of(trained, trained.copy_context), *native])
-    if not options.copy_context:
+    if not options.copy_context or trained.mode not in ("hmt", "backbone"):
         return rows
     other, told = (0, "without copying") if trained.copy_context else (options.copy_context, "with copying")
     more = scored_rows(options, trained, other, rows_of(trained, other))
@@ -206,13 +216,13 @@ def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
 
 
 def rows_of(trained: TrainOptions, copy_context: int) -> list[str]:
-    """The rows that a trial is scored in."""
+    """The rows that a trial is scored in; recall made uniform is left out beside copying, which it does not touch."""
     if trained.mode == "hmt":
         return ["hmt", "hmt_shuffled", *([] if trained.copy_context else ["hmt_uniform"])]
-    if trained.mode == "backbone" and copy_context:
-        return ["copying", "copy_shuffled"]
     if trained.mode == "backbone" and trained.num_recalled_tokens:
         return ["episodic", "backbone"]
+    if trained.mode == "backbone" and copy_context:
+        return ["copying"]
     return [trained.mode]
 
 

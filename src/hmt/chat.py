@@ -25,7 +25,7 @@ from hmt.report.recollection import describe_recall, recalled_segments
 HELP = """/save FILE    write the memory of this conversation to a file
 /load FILE    begin a new conversation on top of a memory file
 /forget       forget everything, the memory it began with included
-/recall       show which earlier segments the last answer recalled most
+/recall       show which earlier segments the last answer recalled most, read again or copied from
 /help         show this
 /quit         end (so does Ctrl-D); Ctrl-C stops an answer"""
 

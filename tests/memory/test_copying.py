@@ -22,6 +22,7 @@ from hmt.model.generation import GenerateOutput
 from tests.conftest import VOCAB, make_model, random_ids
 
 CONTEXT = 3
+EOS = 8
 
 
 def few(rows: int, tokens: int, seed: int = 0) -> Tensor:
@@ -119,35 +120,57 @@ def origin_by_hand(past: list[int], before: list[int], token: int) -> tuple[int,
     return 0, -1
 
 
-@pytest.mark.parametrize("lengths", [(75, 90), (20, 3)])  # after whole segments and an unfinished one; hardly a past
-@pytest.mark.parametrize("mode", ["hmt", "backbone"])
+@pytest.mark.parametrize(
+    ("fields", "lengths"),
+    [
+        ({"mode": "backbone"}, (112, 75)),  # 112 is a whole number of segments, so nothing is unfinished in that row
+        ({"mode": "backbone", "mem_recall_context": 3}, (90, 112)),  # the oldest segments have left the bank
+        ({"recall_query": "previous", "num_memory_tokens": 2}, (96, 90)),  # two slots a segment
+        ({"recall_query": "previous"}, (20, 3)),  # hardly a past
+        ({}, (75, 112)),  # a prompt that changes within a segment
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_a_trace_says_where_each_new_token_was_copied_from(mode: str, lengths: tuple[int, int]) -> None:
-    model = make_model(mode=mode, copy_context=CONTEXT, mem_recall_context=50, recall_query="previous")
-    ids, config = few(2, max(lengths)), model.config
+def test_a_trace_says_where_each_new_token_was_copied_from(fields: dict[str, Any], lengths: tuple[int, int]) -> None:
+    model = make_model(copy_context=CONTEXT, **{"mem_recall_context": 50, **fields})
+    config, ids = model.config, few(2, max(lengths))
     mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+    torch.manual_seed(0)
     out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=40, output_recall=True, return_dict_in_generate=True, eos_token_id=None
-    )
+        ids, attention_mask=mask, max_new_tokens=40, output_recall=True, return_dict_in_generate=True,
+        eos_token_id=EOS, pad_token_id=7, num_return_sequences=2, do_sample=True, top_k=3,
+    )  # fmt: skip
     assert isinstance(out, GenerateOutput)
+    assert out.sequences is not None
     assert out.recall is not None
-    assert len(out.recall.copied) == 40
-    for row, length in enumerate(lengths):
-        text = ids[row, :length].tolist() + out.sequences[row, ids.shape[1] :].tolist()
-        longest = 0
+    kept = config.mem_recall_context // config.num_memory_tokens
+    longest = 0
+    for row, length in enumerate(length for length in lengths for _ in range(2)):
+        written = out.sequences[row, ids.shape[1] :].tolist()
+        text = ids[row // 2, :length].tolist() + written
+        assert len(out.recall.copied) == len(written)
+        runs: list[tuple[int, list[int]]] = []
+        before = -1
         for place, copied in enumerate(out.recall.copied, start=length):
-            read = (place - 1) // config.fresh_tokens * config.fresh_tokens  # before the last token's segment
-            matched, found = origin_by_hand(text[: max(read - config.num_sensory, 0)], text[:place], text[place])
+            if EOS in text[length:place]:  # the row has ended
+                assert (int(copied.matched[row]), int(copied.segments[row])) == (0, -1)
+                continue
+            segment = (place - 1) // config.fresh_tokens  # of the last token
+            past = text[: max(segment * config.fresh_tokens - config.num_sensory, 0)]
+            left = min(max(segment - kept, 0) * config.fresh_tokens, len(past))
+            matched, found = origin_by_hand(past[left:], text[:place], text[place])
+            number = (found + left) // config.fresh_tokens if matched else -1
             assert int(copied.tokens[row]) == text[place]
-            assert int(copied.matched[row]) == matched
-            assert int(copied.segments[row]) == found // config.fresh_tokens
+            assert (int(copied.matched[row]), int(copied.segments[row])) == (matched, number), (row, place)
             longest = max(longest, matched)
-        assert longest == (CONTEXT if length > 60 else longest)
-        runs = out.recall.copied_runs(row)
-        written = [int(token) for _, run in runs for token in run]
-        wanted = [int(one.tokens[row]) for one in out.recall.copied if one.matched[row] >= 2]
-        assert written == wanted
-        assert all(run[0] >= 0 for run in runs)
+            if matched >= 2 and number != before:
+                runs.append((number, []))
+            before = number if matched >= 2 else -1
+            if matched >= 2:
+                runs[-1][1].append(text[place])
+        assert [(number, run.tolist()) for number, run in out.recall.copied_runs(row)] == runs
+    assert longest == CONTEXT or max(lengths) < 60
 
 
 def repeated(tokens: int = 140) -> Tensor:

@@ -108,7 +108,7 @@ class Copied:
         tokens: (B,) int64.
         matched: (B,) int64, tokens of the longest context that it followed in the remembered text; 0 where it followed
             none, and in a row that wrote nothing.
-        segments: (B,) int64, number of the segment where it followed that context last; -1 where `matched` is 0.
+        segments: (B,) int64, number of the segment where it stands last behind that context; -1 where `matched` is 0.
     """
 
     tokens: Tensor

@@ -11,6 +11,7 @@ Shape legend: B rows, N bank slots, L fresh tokens per segment, T past tokens, J
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ class Past:
         """(B,) int64."""
         return self.valid.sum(dim=1)
 
-    @property
+    @cached_property
     def told(self) -> Tensor:
         """The tokens, (B, T) int64, and NO_TOKEN behind the last of each row, which no token is equal to."""
         return self.ids.masked_fill(~self.valid, NO_TOKEN)

@@ -33,7 +33,8 @@ class GenerateOutput(ModelOutput):
         scores: With `output_scores`, the scores (B, V) that each new token was chosen by, processed.
         logits: With `output_logits`, the logits (B, V) before that.
         memory: The state after all tokens but the last, whose successor was never asked for.
-        recall: With `output_recall`, what was recalled while writing, the beginning of the unfinished segment included.
+        recall: With `output_recall`, what was recalled while writing, the beginning of the unfinished segment included,
+            and where the new tokens were copied from.
     """
 
     sequences: Tensor | None = None
@@ -77,7 +78,7 @@ class SegmentGenerator(SegmentReader):
             tokenizer: Needed with `stop_strings`.
             earlier_ids: Tokens (B, earlier) that the memory has read already and that settings which look back
                 (`repetition_penalty`, `no_repeat_ngram_size`) are to see as a part of the prompt.
-            output_recall: Return what was recalled (with `return_dict_in_generate`).
+            output_recall: Return what was recalled and copied (with `return_dict_in_generate`).
             kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`.
 
         Returns:

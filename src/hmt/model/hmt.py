@@ -5,8 +5,6 @@ Shape legend: B rows, T tokens of a call, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
@@ -97,7 +95,7 @@ class HMTForCausalLM(CheckpointedModel, SegmentGenerator, GenerationMixin):  # t
             if scores is not None:
                 scores.add(segment, output)
             if output_recall:
-                recalled.append(replace(output, hidden=None, logits=None, copies=None))  # a trace needs none of them
+                recalled.append(output.alone())
         result = HMTOutput(memory=state, causal_mask=scoring.causal_targets(stream, causal))
         if return_logits:
             result.logits = stream.unpack(stream.join(logits))

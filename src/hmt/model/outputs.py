@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Recollection:
     distances: Tensor
     episode: Episode | None = None
 
+    def alone(self) -> Recollection:
+        """This, without what else was noted with it: what was read, which is large."""
+        return Recollection(**{one.name: getattr(self, one.name) for one in fields(Recollection)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput(Recollection):
@@ -66,8 +70,8 @@ class RecallTrace:
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
         starts: Tokens of the text before each of these segments, (B,) int64 each.
         episodes: Tokens that were read again, of each segment that did, in order.
-        copied: Of each new token, in order, where it followed the same words before; empty where nothing was written
-            or nothing is copied.
+        copied: Of each new token, in order, where it followed the same words before; empty where nothing was written,
+            and of a model that does not copy.
     """
 
     weights: tuple[Tensor, ...]
@@ -130,21 +134,20 @@ class RecallTrace:
 
         Args:
             row: Of the call.
-            context: So many words at least, in tokens.
+            context: Tokens of the shortest context that counts.
 
         Returns:
-            Number of the segment, and tokens (e,) int64 that were written one after another and are from it.
+            Number of a segment, and tokens (e,) int64 that were written one after another and stand in it behind such
+            contexts: mostly, but not always, one after another there as well.
         """
-        found: list[tuple[int, list[Tensor]]] = []
-        going = -1
-        for one in self.copied:
-            number = int(one.segments[row]) if one.matched[row] >= context else -1
-            if number >= 0 and number != going:
-                found.append((number, []))
-            if number >= 0:
-                found[-1][1].append(one.tokens[row])
-            going = number
-        return [(number, torch.stack(tokens)) for number, tokens in found]
+        if not self.copied:
+            return []
+        tokens = torch.stack([one.tokens[row] for one in self.copied])
+        matched = torch.stack([one.matched[row] for one in self.copied])
+        segments = torch.stack([one.segments[row] for one in self.copied]).masked_fill(matched < context, -1)
+        numbers, sizes = segments.unique_consecutive(return_counts=True)
+        runs = zip(numbers.tolist(), tokens.split(sizes.tolist()), strict=True)
+        return [(number, run) for number, run in runs if number >= 0]
 
 
 @dataclass

@@ -10,8 +10,6 @@ Shape legend: B rows, R memory embeddings per segment, D embedding size, V vocab
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor
 
@@ -31,6 +29,7 @@ class SegmentWriter:
     Args:
         model: What reads and remembers.
         state: What was read before; what is written goes on from here.
+        keep_recollections: Note what is recalled, and where tokens are copied from.
 
     Attributes:
         state: The state after every token fed so far: that of reading the same text.
@@ -62,7 +61,7 @@ class SegmentWriter:
         window = splice(*model._pieces(state, self._recalled, *none), pad="left")
         self._window, hidden = CachedWindow.open(model.backbone, window.embeddings, window.mask, model.autoencoder)
         rows, copies = state.pending_counts.nonzero()[:, 0], self._recalled.copies(state, *none)
-        logits = torch.zeros(len(hidden), vocabulary_size(model.backbone), device=hidden.device)
+        logits = torch.zeros(len(hidden), vocabulary_size(model.backbone), dtype=torch.float32, device=hidden.device)
         return logits.index_copy(0, rows, self.predict(hidden[rows, -1], copies, rows, rows))
 
     def feed(self, tokens: Tensor, running: Tensor) -> Tensor:
@@ -75,6 +74,7 @@ class SegmentWriter:
         Returns:
             Logits (B, V) float32 after each running row's token.
         """
+        self._offers.clear()
         model, ids, mask = self.model, tokens[:, None], running[:, None]
         rows = torch.arange(len(ids), device=ids.device)
         fresh = model._add(self.state, ids, mask)
@@ -100,7 +100,7 @@ class SegmentWriter:
         return logits
 
     def predict(self, hidden: Tensor, copies: Copies | None, places: Tensor, rows: Tensor) -> Tensor:
-        """Logits (n, V) float32 after the newest token of some rows.
+        """Logits (n, V) float32 after the newest token of some rows, and a note of what the next may be copied from.
 
         Args:
             hidden: Last hidden states, (n, D).
@@ -123,9 +123,8 @@ class SegmentWriter:
         self._offers.clear()
 
     def _note(self, recollection: Recollection) -> None:
-        if self.recollections is not None:  # without what was read, which is large and of no use in a trace
-            kept = {field.name: getattr(recollection, field.name) for field in fields(Recollection)}
-            self.recollections.append(Recollection(**kept))
+        if self.recollections is not None:
+            self.recollections.append(recollection.alone())
 
     def _completes_query(self, fresh: Fresh) -> bool:
         """Whether some row now has the last of the tokens that its query reads, so that its prompt changes."""

@@ -69,7 +69,7 @@ class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
     chat: bool = False
     """The prompt is a message to be answered: put it into the tokenizer's chat template."""
     explain: bool = False
-    """Show which earlier segments were recalled most, with their text."""
+    """Show which earlier segments were recalled most, read again or copied from, with their text."""
 
     def check(self) -> None:
         """Check ranges and combinations.

@@ -13,18 +13,19 @@ from hmt.memory.state import MemoryState
 from hmt.model.outputs import RecallTrace
 
 SHOWN_CHARACTERS = 200
+SHOWN_PARTS = 5
 
 
 @dataclass(frozen=True)
 class RecalledSegment:
-    """A segment that was recalled.
+    """A segment that was recalled, read again or copied from.
 
     Attributes:
         number: Of the segment, from 0.
-        share: Of all that was recalled.
+        share: Of all that was recalled; 0 where it was copied from alone.
         text: Of the segment; None if the bank no longer keeps it.
         read_again: The parts of it that were put into the window again, most often read first.
-        copied: What was written that had followed the same words in it, most often written first.
+        copied: What was written that had followed the same words in it, the longest first.
     """
 
     number: int
@@ -41,37 +42,39 @@ def recalled_segments(
     if trace is None or memory is None:
         return []
     shares = dict(trace.strongest())
-    read_again, copied = (_by_segment(runs, tokenizer) for runs in (trace.read_again(), trace.copied_runs()))
+    read_again, copied = _by_segment(trace.read_again()), _by_segment(trace.copied_runs())
     shown = list(shares)[:count]
     for runs in (read_again, copied):
-        shown += sorted(runs, key=lambda number: runs[number].total(), reverse=True)[:count]
+        shown += sorted(runs, key=lambda number: sum(map(len, runs[number])), reverse=True)[:count]
     found = []
     for number in dict.fromkeys(shown):
         tokens = memory.segment_tokens(number)
         text = None if tokens is None else str(tokenizer.decode(tokens))
-        parts = (tuple(part for part, _ in runs[number].most_common()) for runs in (read_again, copied))
+        often = Counter(str(tokenizer.decode(run)) for run in read_again[number]).most_common()
+        longest = (str(tokenizer.decode(run)) for run in sorted(copied[number], key=len, reverse=True))
+        parts = tuple(part for part, _ in often), tuple(dict.fromkeys(longest))
         found.append(RecalledSegment(number, shares.get(number, 0.0), text, *parts))
     return found
 
 
-def _by_segment(runs: list[tuple[int, Tensor]], tokenizer: PreTrainedTokenizerBase) -> dict[int, Counter[str]]:
-    """How often each run, as text, is there, by the number of its segment."""
-    counts: dict[int, Counter[str]] = defaultdict(Counter)
+def _by_segment(runs: list[tuple[int, Tensor]]) -> dict[int, list[Tensor]]:
+    """Runs of tokens by the number of their segment."""
+    found: dict[int, list[Tensor]] = defaultdict(list)
     for number, run in runs:
-        counts[number][str(tokenizer.decode(run))] += 1
-    return counts
+        found[number].append(run)
+    return found
 
 
 def describe_recall(segments: list[RecalledSegment]) -> str:
-    """One line a segment and one for each part that was read again or copied, texts cut in the middle."""
+    """A line for each segment and for the first parts of it that were read again or copied, texts cut in the middle."""
     if not segments:
         return "nothing was recalled"
     lines = []
     for one in segments:
         share = f"{one.share:6.1%}" if one.share else "     -"
         lines.append(f"segment {one.number:>5}  {share}  {shortened(one.text)}")
-        lines += [f"           read again  {shortened(part)}" for part in one.read_again]
-        lines += [f"           copied      {shortened(part)}" for part in one.copied]
+        for told, parts in (("read again", one.read_again), ("copied    ", one.copied)):
+            lines += [f"           {told}  {shortened(part)}" for part in parts[:SHOWN_PARTS]]
     return "\n".join(lines)
 
 
