@@ -142,7 +142,9 @@ class Copies:
         unmatched = self._unmatched()
         gains = self.source.copying.gains(found.matched, found.log_shares, found.tokens)
         more = gains - unmatched[rows[found.places], found.tokens]
-        return (logits + unmatched[rows]).index_put((found.places, found.tokens), more, accumulate=True)
+        raised = unmatched.index_select(0, rows).add_(logits)  # one table of (n, V) besides the logits, and no more
+        raised.view(-1).index_add_(0, found.places * known + found.tokens, more)
+        return raised
 
     def origins(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Where tokens (n,) that came next at some places followed the same words before.
