@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
+from hmt.model.stream import groups
 from tests.conftest import FAMILIES, make_model, random_ids
 
 MODES = ("hmt", "short_term", "rmt", "backbone")
@@ -294,3 +295,13 @@ def test_without_embeddings_only_segments_that_are_scored_are_read(fields: dict[
     torch.testing.assert_close(scored.nll, whole.nll)
     for found in (scored.memory, state):
         assert_same_state(found, whole.memory)
+
+
+def test_groups_hold_every_number_once_in_few_sizes() -> None:
+    sizes = set()
+    for end in range(1, 80):
+        found = list(groups(1, end, 18, few_sizes=True))
+        assert [number for group in found for number in group] == list(range(1, end))
+        sizes |= {len(group) for group in found}
+    assert sizes == {18, 16, 8, 4, 2, 1}
+    assert [len(group) for group in groups(1, 33, 18, few_sizes=False)] == [18, 14]

@@ -27,7 +27,7 @@ from hmt.model.outputs import StepOutput
 from hmt.model.prediction import predict_all
 from hmt.model.segment import Fresh, Query, Recalled
 from hmt.model.splice import Window, splice
-from hmt.model.stream import Segment, Stream
+from hmt.model.stream import Segment, Stream, groups
 from hmt.text.batches import IGNORED
 
 Outputs = Literal["all", "complete", "none"]
@@ -320,8 +320,7 @@ class SegmentReader(MemoryModel):
         at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
         if self.compiled is not None and self.compiled.serves(self):
             at_once = min(at_once, SUMMARIES)
-        for start in range(1, segments, at_once):
-            numbers = range(start, min(start + at_once, segments))
+        for numbers in groups(1, segments, at_once, few_sizes=not torch.is_grad_enabled()):
             spans = [stream.span(number * length + shift, count) for number in numbers]
             summaries: Sequence[Tensor | None] = [None] * len(spans)
             if self.config.recalls:

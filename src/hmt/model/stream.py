@@ -7,6 +7,7 @@ Shape legend: B rows, T columns of the call, l columns of one segment.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -128,3 +129,20 @@ class Stream:
             return values
         real = self.real if values.dim() == 2 else self.real[..., None]
         return take(values, self.index) * real
+
+
+def groups(first: int, end: int, at_once: int, few_sizes: bool) -> Iterator[range]:
+    """Numbers from `first` to `end` in groups of `at_once`, the last of them smaller.
+
+    Args:
+        first: Number.
+        end: One more than the last number.
+        at_once: Size of a group.
+        few_sizes: Cut a smaller last group into powers of two: libraries keep a kernel for every size they have met, so
+            that texts of all lengths would otherwise cost memory that grows with the number of lengths.
+    """
+    while first < end:
+        left = end - first
+        size = at_once if left >= at_once else 1 << (left.bit_length() - 1) if few_sizes else left
+        yield range(first, first + size)
+        first += size
