@@ -42,7 +42,8 @@ def recalled_segments(
     if trace is None or memory is None:
         return []
     shares = dict(trace.strongest())
-    read_again, copied = _by_segment(trace.read_again()), _by_segment(trace.copied_runs())
+    runs_copied = [(number, run) for number, run in trace.copied_runs() if len(run) > 1]  # one token says little
+    read_again, copied = _by_segment(trace.read_again()), _by_segment(runs_copied)
     shown = list(shares)[:count]
     for runs in (read_again, copied):
         shown += sorted(runs, key=lambda number: sum(map(len, runs[number])), reverse=True)[:count]
