@@ -27,7 +27,7 @@ class PlainArrangement:
 
     def __init__(self, model: HMTForCausalLM) -> None:
         config = model.config
-        if config.mode != "hmt" or config.memory_injection != "published" or config.num_memory_tokens != 1:
+        if config.mode != "hmt" or config.memory_injection != "published" or config.prompt_tokens != 1 or config.rolling:
             raise ValueError("the plain arrangement is that of mode hmt, published injection, one memory embedding")
         self.model = model
 
@@ -41,12 +41,12 @@ class PlainArrangement:
         logits: list[Tensor] = []
         for start in range(0, ids.shape[1], config.fresh_tokens):
             fresh = embed(ids[:, start : start + config.fresh_tokens])
-            sensory = embed(ids[:, max(start - config.num_sensory, 0) : start])
+            sensory = embed(ids[:, max(start - config.sensory_tokens, 0) : start])
             recalled = initial.to(fresh.dtype).expand(ids.shape[0], -1, -1)
             if bank:
                 part = fresh[:, : config.summary_tokens]
                 summary = self._whole(torch.cat([prompt, part, prompt], dim=1)).hidden_states[-1][:, -1:]
-                recalled = self._recall(summary, torch.cat(bank[-config.mem_recall_context :], dim=1))
+                recalled = self._recall(summary, torch.cat(bank[-config.capacity :], dim=1))
             output = self._whole(torch.cat([recalled, sensory, fresh, recalled], dim=1))
             logits.append(output.logits[:, 1 + sensory.shape[1] : -1])
             bank.append(output.hidden_states[-1][:, -1:])

@@ -71,14 +71,22 @@ def make_backbone(family: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def make_model(family: str = "llama", seed: int = 0, **fields: Any) -> HMTForCausalLM:
-    """A tiny model with a memory: window 20, 4 sensory tokens, 14 fresh tokens, a summary of 7."""
-    fields = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "mem_recall_context": 5} | fields
-    backbone = make_backbone(family, seed)
-    model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
-    if model.memory.memory_map is not None:  # the identity would hide where it is left out
+    """A tiny model with re-encoded sensory tokens: window 20, 4 sensory tokens, 14 fresh tokens, a summary of 7."""
+    small = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "mem_recall_context": 5}
+    form = {"sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0}
+    model = HMTForCausalLM.from_backbone(make_backbone(family, seed), **small | form | fields).eval()
+    if "dynamic_reading" in model.extensions:  # the identity would hide where it is left out
         with torch.no_grad():
-            model.memory.memory_map.weight.add_(0.2 * torch.randn_like(model.memory.memory_map.weight))
+            weight = model.extensions["dynamic_reading"].weight
+            weight.add_(0.2 * torch.randn_like(weight))
     return model
+
+
+def make_rolling(family: str = "llama", seed: int = 0, **fields: Any) -> HMTForCausalLM:
+    """A tiny model with a rolling cache: window 24 of 3 sinks, 8 recalled tokens and 12 sensory tokens."""
+    small = {"segment_length": 24, "num_sinks": 3, "num_recalled_tokens": 8, "mem_recall_hidden_dim": 16}
+    form = {"sensory": "cache"} | ({} if "mem_recall_context" in fields else {"mem_recall_context": 40})
+    return HMTForCausalLM.from_backbone(make_backbone(family, seed), **small | form | fields).eval()
 
 
 def random_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:

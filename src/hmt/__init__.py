@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hmt.memory.retention import RetentionPolicy, register_policy
     from hmt.memory.state import MemoryState
-    from hmt.model.configuration import HMTConfig
-    from hmt.model.hmt import HMTForCausalLM
+    from hmt.model.configuration_hmt import HMTConfig
+    from hmt.model.modeling_hmt import HMTForCausalLM
 
 __all__ = ["HMTConfig", "HMTForCausalLM", "MemoryState", "RetentionPolicy", "register_policy"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "HMTConfig": "hmt.model.configuration",
-    "HMTForCausalLM": "hmt.model.hmt",
+    "HMTConfig": "hmt.model.configuration_hmt",
+    "HMTForCausalLM": "hmt.model.modeling_hmt",
     "MemoryState": "hmt.memory.state",
     "RetentionPolicy": "hmt.memory.retention",
     "register_policy": "hmt.memory.retention",
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> Any:
 # Importing the library registers it with transformers' Auto classes. The command line, which answers --help without
 # torch, imports the model when a verb needs it.
 if "hmt_cli" not in sys.modules:
-    import_module("hmt.model.hmt")
+    import_module("hmt.model.modeling_hmt")

@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList, TextStreamer
 
 from hmt.memory.state import MemoryState
 from hmt.model.conversation import Answer, Conversation
-from hmt.model.decoding import StopWhenTold
+from hmt.model.decoding import CancelCriteria
 from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line
@@ -131,12 +131,12 @@ class Chat:
 @contextmanager
 def _stopped_by_interrupt() -> Iterator[StoppingCriteriaList]:
     """While this lasts, Ctrl-C stops after the token at hand, and pressed again at once."""
-    stop = StopWhenTold()
+    stop = CancelCriteria()
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop.told:
+        if stop.cancelled:
             raise KeyboardInterrupt
-        stop.told = True
+        stop.cancelled = True
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -1,147 +1,232 @@
-"""What a memory is: every setting that decides how text becomes segments, memory and prompts.
+"""Settings of a memory: how text becomes segments, window, memory and prompts.
 
-This file is plain Python on purpose: the command line builds its flags and help from it without importing torch.
-The terms are those of He et al., "HMT" (arXiv:2405.06067); the README has a table of them.
+This file is plain Python, so that the command line can build its flags and help from it without importing torch.
+Terms are those of He et al., "HMT" (arXiv:2405.06067). A setting that is None follows from the others; the properties
+of `MemoryConfig` give the value that holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Mode = Literal["hmt", "short_term", "rmt", "backbone"]
+Sensory = Literal["cache", "reread"]
+
+REMEMBERED_TOKENS = 1_000_000
+"""Tokens that a bank of token ids holds by default."""
+
+CACHE_WINDOW, REREAD_WINDOW = 1024, 256
+"""Default window W of the two forms of sensory memory."""
+
+
+def setting(default: Any, *, shapes: bool = False, identity: str = "", resume: bool = True) -> Any:
+    """A config field that says where it matters.
+
+    Args:
+        default: Default value.
+        shapes: The field fixes the shape of a parameter: a checkpoint cannot be read with another value.
+        identity: Property of `MemoryConfig` that must agree between writing a memory and reading it; "" if any value
+            can read the memory.
+        resume: A run that is resumed must have the same value.
+    """
+    return field(default=default, metadata={"shapes": shapes, "identity": identity, "resume": resume})
 
 
 @dataclass(kw_only=True)
 class MemoryConfig:
     """How a segment is read and what is kept of it."""
 
-    mode: Mode = "hmt"
-    """hmt recalls from a bank, short_term has the last embedding only, rmt no sensory tokens, backbone no memory."""
-    segment_length: int = 256
-    """Window W: positions the backbone sees in one step, counting prompts, sensory tokens and fresh tokens."""
-    num_sensory: int = 32
-    """Sensory tokens K: the last tokens before the segment, read again."""
-    num_memory_tokens: int = 1
-    """Memory embeddings R that a segment leaves behind, and the length of the memory prompt."""
-    sum_fraction: float = 0.5
-    """Share of a segment's fresh tokens that its summary reads, J = round(L * sum_fraction)."""
-    recall_query: Literal["prefix", "previous"] = "prefix"
-    """What asks the bank: the segment's first J tokens (as published) or the last J before it (strictly causal)."""
-    num_recalled_tokens: int = 0
-    """Recalled tokens E: tokens of earlier segments, read again before the sensory tokens (hmt and backbone)."""
-    recall_selection: Literal["attention", "similarity", "lexical"] = "lexical"
-    """Where they are from: the segment recalled most, the one most similar to the summary, or anywhere by phrases."""
-    copy_context: int = 0
-    """Tokens C of the longest context that is looked up in the remembered text: what followed it there becomes likelier
-    (hmt and backbone); 0 for no copying. Costs no position of the window."""
-    memory_injection: Literal["published", "gated"] = "gated"
-    """How a recalled embedding becomes a prompt: as it is, or as a small normalised share of a learned base."""
-    dynamic_reading: bool = False
-    """Read on faster after recalling one of the last two segments: K/2 sensory tokens, K/2 more fresh ones (hmt)."""
-    mem_recall_context: int = 300
-    """Capacity N of the memory bank, in memory embeddings."""
-    mem_recall_hidden_dim: int = 1024
+    mode: Mode = setting("hmt", identity="mode")
+    """hmt recalls from a bank; short_term has the last memory embedding only, rmt the same without sensory tokens;
+    backbone has no memory."""
+    sensory: Sensory | None = setting(None, identity="sensory")
+    """Sensory memory: keep keys and values of the last tokens in a rolling cache, or re-encode the last tokens in front
+    of each segment, as published (reread). Default: cache, or reread for a backbone whose positions cannot be moved."""
+    segment_length: int | None = setting(None, identity="window")
+    """Window W: positions that a token can attend to. Default: 1024 with a cache, 256 with reread."""
+    num_sensory: int | None = setting(None, identity="sensory_tokens")
+    """Sensory tokens K: the last tokens in the window. Default: what the window has room for with a cache, 32 with
+    reread."""
+    num_sinks: int = setting(4, identity="sinks")
+    """Attention sinks S: first tokens of the text that stay in the cache."""
+    num_recalled_tokens: int | None = setting(None)
+    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall. Default:
+    a quarter of the window."""
+    recall_selection: Literal["lexical", "attention", "hybrid"] = setting("lexical")
+    """Ranking of remembered passages: shared phrases, attention of the backbone, or both."""
+    recall_on: Literal["prompt", "segment"] = setting("prompt")
+    """Recall passages once for each prompt, or for every segment while reading (which does not pay for plain text)."""
+    num_memory_tokens: int | None = setting(None, shapes=True, identity="prompt_tokens")
+    """Memory embeddings R of each segment, and length of the memory prompt. Default: 0 with a cache, else 1."""
+    sum_fraction: float = setting(0.5, identity="sum_fraction")
+    """Share of a segment that its summary reads: J = round(L * sum_fraction) tokens."""
+    recall_query: Literal["prefix", "previous"] | None = setting(None, identity="query")
+    """Tokens that the summary reads: the first J of the segment, as published, or the last J before it (strictly
+    causal). Default: previous with a cache, else prefix."""
+    memory_injection: Literal["published", "gated"] = setting("gated", shapes=True, identity="memory_injection")
+    """Memory prompt: the recalled embedding itself, or a small normalized share of it added to a learned base."""
+    mem_recall_context: int | None = setting(None)
+    """Capacity N of the memory bank, in slots. Default: a million tokens with a cache, 300 slots with reread."""
+    mem_recall_hidden_dim: int = setting(1024, shapes=True, identity="mem_recall_hidden_dim")
     """Width H of the two recall projections."""
-    recall_recency: float = 0.0
-    """Where a new model's recall starts to look: minus so many times the log of a segment's age is added to its recall
-    logits, learned from there; 0 for all segments alike, as published."""
-    memory_policy: str = "fifo"
-    """What leaves a full bank: fifo the oldest, usage the least recalled, attention the least attended, merge none."""
-    retention_protected: int = 4
-    """Newest segments that the policy usage keeps in any case."""
-    retention_heads: int = 4
-    """Heads of the policy attention, 16 wide each."""
-    memory_gain: float = 0.2
-    """Starting share of the recalled embedding in a gated prompt, relative to the size of a token embedding."""
-    inject_autoencoder: bool = False
-    """Drop the lowest and the highest cosine coefficients of what enters each MLP of the backbone."""
-    autoencoder_low: float = 0.25
-    """Share of the coefficients that is dropped at the lower end."""
-    autoencoder_high: float = 0.25
-    """Share of the coefficients that is dropped at the upper end."""
-    summary_batch_tokens: int = 2048
-    """Positions summarised in one call of the backbone: memory against speed, never a change of the result."""
+    memory_policy: str = setting("fifo")
+    """Segment that leaves a full bank: the oldest (fifo), the least recalled (usage), the least attended (attention);
+    merge drops none but merges neighbors."""
+    retention_protected: int = setting(4)
+    """Newest segments that the usage policy always keeps."""
+    retention_heads: int = setting(4, shapes=True)
+    """Heads of the attention policy, 16 wide each."""
+    memory_gain: float = setting(0.2)
+    """Initial share of the recalled embedding in a gated prompt, relative to the norm of a token embedding."""
+    ngram_cache: int = setting(0, identity="ngrams")
+    """Maximum context length of the n-gram cache, in tokens; 0 disables it."""
+    dynamic_reading: bool = setting(False, identity="dynamic_reading")
+    """Read on with half the sensory tokens after recalling one of the last two segments (reread only)."""
+    inject_autoencoder: bool = setting(False, identity="bottleneck")
+    """Drop low and high cosine coefficients of the input of each MLP of the backbone."""
+    autoencoder_low: float = setting(0.25)
+    """Share of the coefficients dropped at the low end."""
+    autoencoder_high: float = setting(0.25)
+    """Share of the coefficients dropped at the high end."""
+    read_chunk_tokens: int = setting(512, resume=False)
+    """Tokens read in one forward pass: memory against speed, the same numbers."""
+    summary_batch_tokens: int = setting(2048, resume=False)
+    """Positions summarized in one forward pass with reread: memory against speed, the same numbers."""
+
+    @classmethod
+    def published(cls, **overrides: Any) -> Any:
+        """Settings of the published method: sensory tokens re-encoded, recalled embeddings as prompts, no text recall.
+
+        Args:
+            overrides: Fields to set differently.
+        """
+        settings = {"sensory": "reread", "memory_injection": "published", "num_recalled_tokens": 0, "num_sinks": 0}
+        return cls(**settings | overrides)
 
     @property
-    def recalls(self) -> bool:
-        """True where the prompt comes from attention over the bank."""
-        return self.mode == "hmt"
+    def rolling(self) -> bool:
+        """True where sensory memory is a rolling cache of keys and values."""
+        return self.sensory != "reread"
+
+    @property
+    def window(self) -> int:
+        """Window W, in positions; where only its parts are given, their sum."""
+        if self.segment_length is not None:
+            return self.segment_length
+        if not self.rolling:
+            return REREAD_WINDOW
+        if self.num_sensory is None:
+            return CACHE_WINDOW
+        parts = self.sinks + self.num_sensory + 2 * self.prompt_tokens + 1
+        if self.mode != "hmt":
+            return parts
+        return parts + (parts // 3 if self.num_recalled_tokens is None else self.num_recalled_tokens)
 
     @property
     def prompt_tokens(self) -> int:
-        """Length R of the memory prompt, 0 without memory."""
-        return 0 if self.mode == "backbone" else self.num_memory_tokens
+        """Length R of the memory prompt; 0 without memory embeddings."""
+        if self.mode == "backbone":
+            return 0
+        if self.num_memory_tokens is None:
+            return 0 if self.rolling and self.mode == "hmt" else 1
+        return self.num_memory_tokens
 
     @property
-    def max_sensory(self) -> int:
-        """Sensory tokens K of this mode (rmt has none)."""
-        return 0 if self.mode == "rmt" else self.num_sensory
+    def sinks(self) -> int:
+        """Attention sinks S; 0 where sensory tokens are re-encoded."""
+        return self.num_sinks if self.rolling else 0
 
     @property
     def recalled_tokens(self) -> int:
-        """Recalled tokens E of this mode (short_term and rmt have no bank to take them from)."""
-        return self.num_recalled_tokens if self.mode in ("hmt", "backbone") else 0
+        """Budget E of text recall; 0 in modes without a bank."""
+        if self.mode != "hmt":
+            return 0
+        return self.window // 4 if self.num_recalled_tokens is None else self.num_recalled_tokens
 
     @property
-    def copied_context(self) -> int:
-        """Tokens C of the longest context that this mode looks up."""
-        return self.copy_context if self.mode in ("hmt", "backbone") else 0
+    def sensory_tokens(self) -> int:
+        """Sensory tokens K; 0 in mode rmt."""
+        if self.mode == "rmt":
+            return 0
+        if self.num_sensory is not None:
+            return self.num_sensory
+        if not self.rolling:
+            return 32
+        return self.window - self.sinks - self.recalled_tokens - 2 * self.prompt_tokens - 1
 
     @property
-    def queries(self) -> bool:
-        """True where something of the bank is chosen by a query: embeddings, tokens or both."""
-        return self.recalls or self.recalled_tokens > 0
+    def query(self) -> str:
+        """Tokens that the summary reads, "prefix" or "previous"; "" without embedding recall."""
+        if not self.recalls:
+            return ""
+        return self.recall_query or ("previous" if self.rolling else "prefix")
+
+    @property
+    def recalls(self) -> bool:
+        """True where the memory prompt comes from attention over the bank."""
+        return self.mode == "hmt" and self.prompt_tokens > 0
+
+    @property
+    def ngrams(self) -> int:
+        """Maximum context length of the n-gram cache; 0 in modes without a bank of tokens."""
+        return self.ngram_cache if self.mode in ("hmt", "backbone") else 0
+
+    @property
+    def bottleneck(self) -> tuple[float, float] | None:
+        """Shares of cosine coefficients dropped before each MLP, low and high; None without a bottleneck."""
+        return (self.autoencoder_low, self.autoencoder_high) if self.inject_autoencoder else None
 
     @property
     def fresh_tokens(self) -> int:
-        """New tokens per segment, L = W - 2R - K - E."""
-        return self.segment_length - 2 * self.prompt_tokens - self.max_sensory - self.recalled_tokens
+        """Tokens L of a segment: W - 2R - K where sensory tokens are re-encoded, half the window with a cache."""
+        if self.rolling:
+            return max(self.window // 2, 1)
+        return self.window - 2 * self.prompt_tokens - self.sensory_tokens
 
     @property
     def speed_tokens(self) -> int:
-        """What a segment that is read fast has more of fresh tokens and less of sensory ones, K // 2 (else 0)."""
-        return self.num_sensory // 2 if self.dynamic_reading and self.recalls else 0
+        """Extra fresh tokens of a segment that is read fast (dynamic reading), K // 2; else 0."""
+        return self.sensory_tokens // 2 if self.dynamic_reading and self.recalls else 0
 
     @property
     def longest_segment(self) -> int:
-        """Fresh tokens of the longest segment: those of one that is read fast, where there are any."""
+        """Fresh tokens of the longest segment."""
         return self.fresh_tokens + self.speed_tokens
 
     @property
     def summary_tokens(self) -> int:
-        """Fresh tokens that a whole segment's query reads, J; 0 in modes without a query."""
-        return round(self.fresh_tokens * self.sum_fraction) if self.queries else 0
+        """Tokens J that the summary of a segment reads; 0 without embedding recall."""
+        return round(self.fresh_tokens * self.sum_fraction) if self.recalls else 0
 
     @property
     def longest_summary(self) -> int:
-        """Fresh tokens that the query of the longest segment reads."""
-        return round(self.longest_segment * self.sum_fraction) if self.queries else 0
+        """Tokens that the summary of the longest segment reads."""
+        return round(self.longest_segment * self.sum_fraction) if self.recalls else 0
 
     @property
     def segment_slots(self) -> int:
-        """Bank slots of a segment: its R embeddings, or one where only its tokens are kept."""
+        """Bank slots of a segment: its R embeddings, or one that holds its token ids alone."""
         return self.prompt_tokens or int(self.keeps_bank)
 
     @property
     def keeps_bank(self) -> bool:
-        """True where more than the last segment is remembered: something is recalled, read again or copied."""
-        return self.queries or self.copied_context > 0
+        """True where more than the last segment is remembered."""
+        return self.mode == "hmt" or self.ngrams > 0
 
     @property
     def capacity(self) -> int:
         """Bank slots kept: N where there is a bank, else the last segment's R, 0 for the plain backbone."""
-        return self.mem_recall_context if self.keeps_bank else self.prompt_tokens
+        if not self.keeps_bank:
+            return self.prompt_tokens
+        if self.mem_recall_context is not None:
+            return self.mem_recall_context
+        return REMEMBERED_TOKENS // self.fresh_tokens * self.segment_slots if self.rolling else 300
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens before a segment that it may need: sensory tokens, and those a query reads."""
-        return max(self.max_sensory, self.longest_summary, self.copied_context - 1)
-
-    @property
-    def near_segments(self) -> int:
-        """Segments before the one at hand that no token is recalled from: those in reach of the sensory tokens."""
-        return max(-(-self.max_sensory // self.fresh_tokens), 1)
+        """Tokens before a segment whose ids are kept: sinks and sensory tokens, and those that a summary reads."""
+        return max(self.sensory_tokens + self.sinks, self.longest_summary, self.ngrams - 1, 0)
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -149,15 +234,20 @@ class MemoryConfig:
         Raises:
             ValueError: Naming the field, what is expected and what was given.
         """
-        _at_least(self, num_sensory=0, num_memory_tokens=1, summary_batch_tokens=1, retention_heads=1)
-        _at_least(self, num_recalled_tokens=0, copy_context=0)
+        _check_numbers(self)
         _one_of(
             self,
             mode=("hmt", "short_term", "rmt", "backbone"),
-            recall_query=("prefix", "previous"),
+            sensory=("cache", "reread", None),
+            recall_query=("prefix", "previous", None),
             memory_injection=("published", "gated"),
-            recall_selection=("attention", "similarity", "lexical"),
+            recall_selection=("lexical", "attention", "hybrid"),
+            recall_on=("prompt", "segment"),
         )
+        _at_least(
+            self, segment_length=2, num_sensory=0, num_sinks=0, num_recalled_tokens=0, num_memory_tokens=0,
+            ngram_cache=0, read_chunk_tokens=1, summary_batch_tokens=1, retention_heads=1, mem_recall_context=0,
+        )  # fmt: skip
         if min(self.autoencoder_low, self.autoencoder_high) < 0 or self.autoencoder_low + self.autoencoder_high >= 1:
             raise ValueError(
                 "autoencoder_low and autoencoder_high must be at least 0 and leave something between them, got "
@@ -165,40 +255,54 @@ class MemoryConfig:
             )
         if not 0 < self.sum_fraction <= 1:
             raise ValueError(f"sum_fraction must lie in (0, 1], got {self.sum_fraction}")
-        reserved = 2 * self.prompt_tokens + self.max_sensory + self.recalled_tokens
-        if self.segment_length <= reserved:
-            parts = "2 * num_memory_tokens + num_sensory" + " + num_recalled_tokens" * (self.recalled_tokens > 0)
-            raise ValueError(
-                f"segment_length must exceed {parts} ({reserved}), got {self.segment_length}; raise --segment_length"
-            )
+        if self.mode in ("short_term", "rmt") and not self.prompt_tokens:
+            raise ValueError(f"num_memory_tokens must be at least 1 in mode {self.mode}, got 0")
+        self._check_window()
         if self.recalls:
-            _at_least(self, mem_recall_hidden_dim=1, recall_recency=0)
-            if self.dynamic_reading and not self.speed_tokens:
-                raise ValueError(
-                    f"dynamic_reading halves num_sensory, which must be at least 2, got {self.num_sensory}"
-                )
-        elif self.recalled_tokens and self.recall_selection != "lexical":
-            raise ValueError(
-                f"recall_selection {self.recall_selection} compares memory embeddings, which mode backbone has none "
-                "of; give --recall_selection lexical or --mode hmt"
-            )
+            _at_least(self, mem_recall_hidden_dim=1)
         if self.keeps_bank:
             self._check_bank()
 
-    def _check_bank(self) -> None:
-        """Check what is chosen from a bank, and that the bank holds something to choose from."""
-        if self.queries and self.summary_tokens < 1:
+    def _check_window(self) -> None:
+        """Check that the parts of the window fit."""
+        if self.rolling:
+            # A window given as a whole is divided; parts given one by one must fit into it.
+            used = self.sinks + self.recalled_tokens + 2 * self.prompt_tokens + 1
+            wanted = used + (1 if self.num_sensory is None and self.mode != "rmt" else self.sensory_tokens)
+            parts = "num_sinks + num_recalled_tokens + 2 * num_memory_tokens + num_sensory + 1"
+            if self.segment_length is not None and wanted > self.window:
+                raise ValueError(
+                    f"segment_length must be at least {parts} ({wanted}), got {self.segment_length}; "
+                    "raise --segment_length"
+                )
+            if self.recalls and self.query == "prefix":
+                raise ValueError("recall_query must be previous with sensory cache, got prefix; give --sensory reread")
+            if self.dynamic_reading:
+                raise ValueError("dynamic_reading changes the number of re-encoded tokens; give --sensory reread")
+            return
+        reserved = 2 * self.prompt_tokens + self.sensory_tokens
+        if self.window <= reserved:
             raise ValueError(
-                f"sum_fraction {self.sum_fraction} of {self.fresh_tokens} fresh tokens leaves nothing to summarise; "
+                f"segment_length must exceed 2 * num_memory_tokens + num_sensory ({reserved}), got {self.window}; "
+                "raise --segment_length"
+            )
+        if self.dynamic_reading and self.recalls and not self.speed_tokens:
+            raise ValueError(f"dynamic_reading halves num_sensory, which must be at least 2, got {self.sensory_tokens}")
+
+    def _check_bank(self) -> None:
+        """Check that the bank holds something to choose from."""
+        if self.recalls and self.summary_tokens < 1:
+            raise ValueError(
+                f"sum_fraction {self.sum_fraction} of {self.fresh_tokens} fresh tokens leaves nothing to summarize; "
                 "raise --sum_fraction or --segment_length"
             )
-        if self.mem_recall_context < self.segment_slots:
+        if self.capacity < self.segment_slots:
             raise ValueError(
                 f"mem_recall_context must hold at least one segment's {self.segment_slots} memory embeddings, "
-                f"got {self.mem_recall_context}; raise --mem_recall_context"
+                f"got {self.capacity}; raise --mem_recall_context"
             )
         if self.memory_policy == "usage":
-            segments = self.mem_recall_context // self.segment_slots
+            segments = self.capacity // self.segment_slots
             if not 1 <= self.retention_protected < segments:
                 raise ValueError(
                     f"retention_protected must lie between 1 and {segments - 1}, one less than the segments that "
@@ -209,18 +313,63 @@ class MemoryConfig:
 MEMORY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(MemoryConfig))
 
 
+def fields_with(key: str) -> tuple[str, ...]:
+    """Names of the memory settings whose metadata has something under `key`: shapes, identity or resume."""
+    return tuple(f.name for f in fields(MemoryConfig) if f.metadata[key])
+
+
+def identity_settings(config: MemoryConfig) -> str:
+    """Settings that must agree between writing a memory and reading it, as sorted "property=value" pairs."""
+    properties = {f.metadata["identity"] for f in fields(MemoryConfig)} - {""}
+    if not config.recalls:
+        properties -= {"sum_fraction", "mem_recall_hidden_dim", "query"}
+    if not config.prompt_tokens:
+        properties -= {"memory_injection"}
+    return ", ".join(f"{name}={getattr(config, name)}" for name in sorted(properties))
+
+
 def memory_fields(config: MemoryConfig) -> dict[str, Any]:
     """The memory settings of a config (or of a class derived from it) as a plain dictionary."""
     return {name: getattr(config, name) for name in MEMORY_FIELDS}
 
 
+def as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings with what those written before the field `sensory` existed leave unsaid: they mean reread."""
+    if "sensory" in settings:
+        return settings
+    known = {name: value for name, value in settings.items() if name != "recall_recency"}
+    if recency := settings.get("recall_recency"):
+        raise ValueError(f"recall_recency {recency} is no longer supported; train the memory without it")
+    if "copy_context" in known:
+        known["ngram_cache"] = known.pop("copy_context")
+    return {"segment_length": 256, "num_sensory": 32, "num_memory_tokens": 1} | known | {
+        "sensory": "reread", "num_sinks": 0, "num_recalled_tokens": 0, "recall_selection": "lexical",
+    }  # fmt: skip
+
+
+def _check_numbers(config: MemoryConfig) -> None:
+    """Refuse values of another type, which files written by hand may have."""
+    optional = {name for name in MEMORY_FIELDS if MemoryConfig.__dataclass_fields__[name].default is None}
+    for one in fields(MemoryConfig):
+        value, kind = getattr(config, one.name), str(one.type)
+        if value is None and one.name in optional:
+            continue
+        wanted: tuple[type, ...] = (
+            (bool,) if kind == "bool" else (int,) if kind.startswith("int") else (int, float) if kind == "float" else (str,)
+        )
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise ValueError(f"{one.name} must be {kind}, got {value!r}")
+
+
 def _at_least(config: MemoryConfig, **minima: int) -> None:
     for name, minimum in minima.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def _one_of(config: MemoryConfig, **choices: tuple[str, ...]) -> None:
+def _one_of(config: MemoryConfig, **choices: tuple[Any, ...]) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+            named = ", ".join(str(choice) for choice in allowed if choice is not None)
+            raise ValueError(f"{name} must be one of {named}, got {getattr(config, name)!r}")

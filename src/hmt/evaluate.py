@@ -16,7 +16,7 @@ from hmt.atomic import atomic_file
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import COPYING, WITHOUT_MEMORY, EvaluateOptions, parse_counts
 from hmt.pretrained import read_checkpoint_config

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import recover_directory
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import TrainOptions
 from hmt.options.base import parse_share

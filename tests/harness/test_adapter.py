@@ -11,7 +11,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from hmt.harness.adapter import HMTLM, model_options
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from tests.conftest import make_model
 from tests.harness.conftest import PAGE, requests
 

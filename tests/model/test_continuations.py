@@ -7,7 +7,7 @@ import torch
 
 from hmt.model.continuations import Answer, answers
 from hmt.model.generation import GenerateOutput
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from tests.conftest import make_model, random_ids
 
 SETTINGS = [

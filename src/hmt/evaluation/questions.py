@@ -21,7 +21,7 @@ from hmt.metrics.answers import exact_match, is_correct, rouge_l, token_f1
 from hmt.metrics.intervals import ratio_interval
 from hmt.metrics.resources import Meter
 from hmt.model.answering import answer_nats, write_answer
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import BASELINES, SHUFFLED, EvaluateOptions
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document

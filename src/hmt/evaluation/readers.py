@@ -15,7 +15,7 @@ from hmt.model.autoencoder import Autoencoder
 from hmt.model.backbone import max_positions
 from hmt.model.baselines import WindowedBackbone
 from hmt.model.controls import score_with_other_banks, with_uniform_recall
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
 from hmt.options import BASELINES, ROWS, SHUFFLED, EvaluateOptions
 from hmt.text.batches import aligned_length

@@ -18,7 +18,7 @@ from torch import Tensor
 from hmt.metrics.flops import cached_flops, matmul_rate, reading_flops
 from hmt.metrics.resources import Meter
 from hmt.model.backbone import head, max_positions
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import choose_device, load
 from hmt.model.peers import CachedText
 from hmt.options import PEERS, ROWS, ProfileOptions

@@ -20,7 +20,7 @@ from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
 from hmt.metrics.topics import TopicRecall
 from hmt.model.controls import partners
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.identity import weights_digest
 from hmt.model.outputs import RecallTrace
 from hmt.options import SHUFFLED, WITHOUT_MEMORY, EvaluateOptions, parse_counts

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.config import MEMORY_FIELDS, memory_fields
-from hmt.model.configuration import HMTConfig
+from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.continuations import answers
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
 from hmt.options import ModelOptions
 from hmt.pretrained import locate, read_checkpoint_config

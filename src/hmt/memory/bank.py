@@ -1,7 +1,10 @@
-"""The memory bank: what past segments left behind. Which of it leaves a full bank is said in retention.py.
+"""The memory bank: token ids of past segments, and their memory embeddings where the mode has them.
+
+Retention policies (retention.py) decide which segments leave a full bank. Embeddings are on the model's device,
+everything else on the CPU.
 
 Shape legend: B rows, N bank slots, R memory embeddings per segment, D embedding size, L fresh tokens of the longest
-segment.
+segment, T remembered tokens.
 """
 
 from __future__ import annotations
@@ -48,11 +51,11 @@ class Bank:
         """A bank of no slots for `batch_size` rows of embeddings of size `width`, of segments of `longest_segment`."""
         return cls(
             embeddings=torch.zeros(batch_size, 0, width, device=device, dtype=dtype),
-            valid=torch.zeros(batch_size, 0, device=device, dtype=torch.bool),
-            segments=torch.zeros(batch_size, 0, device=device, dtype=torch.long),
-            usage=torch.zeros(batch_size, 0, device=device, dtype=torch.float32),
-            tokens=torch.zeros(batch_size, 0, longest_segment, device=device, dtype=torch.int32),
-            merged=torch.zeros(batch_size, 0, device=device, dtype=torch.int32),
+            valid=torch.zeros(batch_size, 0, dtype=torch.bool),
+            segments=torch.zeros(batch_size, 0, dtype=torch.long),
+            usage=torch.zeros(batch_size, 0, dtype=torch.float32),
+            tokens=torch.zeros(batch_size, 0, longest_segment, dtype=torch.int32),
+            merged=torch.zeros(batch_size, 0, dtype=torch.int32),
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Bank:
@@ -77,7 +80,7 @@ class Bank:
 
     def record_usage(self, weights: Tensor, rows: Tensor) -> Bank:
         """Note the recall weights (B, R, N) of the rows (B,) that recalled."""
-        usage = self.usage * USAGE_DECAY + weights.detach().sum(dim=1)
+        usage = self.usage * USAGE_DECAY + weights.detach().sum(dim=1).cpu()
         return replace(self, usage=torch.where(rows[:, None] & self.valid, usage, self.usage))
 
     def append(self, embeddings: Tensor, rows: Tensor, segments: Tensor, tokens: Tensor) -> Bank:
@@ -95,11 +98,20 @@ class Bank:
             embeddings=torch.cat([self.embeddings, embeddings.to(self.embeddings.dtype)], dim=1),
             valid=torch.cat([self.valid, new], dim=1),
             segments=torch.cat([self.segments, segments[:, None].expand_as(new)], dim=1),
-            usage=torch.cat([self.usage, torch.zeros(new.shape, device=self.usage.device)], dim=1),
+            usage=torch.cat([self.usage, torch.zeros(new.shape)], dim=1),
             tokens=torch.cat([self.tokens, tokens[:, None].expand(-1, new.shape[1], -1)], dim=1),
             merged=torch.cat([self.merged, torch.ones_like(new, dtype=self.merged.dtype)], dim=1),
         )
+        if bool(grown.valid.all()):
+            return grown
         return grown.keep(grown.valid, int(grown.valid.sum(dim=1).max()))
+
+    def text(self, row: int) -> tuple[Tensor, Tensor]:
+        """Remembered token ids of a row, oldest first, (T,) int32, and the number of the segment of each, (T,) int64."""
+        slots = (self.valid[row] & self.starts[row]).nonzero()[:, 0]
+        tokens = self.tokens[row, slots]
+        filled = tokens != NO_TOKEN
+        return tokens[filled], self.segments[row, slots][:, None].expand_as(tokens)[filled]
 
     @property
     def starts(self) -> Tensor:

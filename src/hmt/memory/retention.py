@@ -66,7 +66,7 @@ class RetentionPolicy(nn.Module):
         R * (capacity // R) slots stay.
         """
         with torch.no_grad():  # what stays is a choice
-            worth = bank.per_segment(self.scores(bank).float()).masked_fill(~bank.valid, -torch.inf)
+            worth = bank.per_segment(self.scores(bank).float().cpu()).masked_fill(~bank.valid, -torch.inf)
         newest_first = torch.argsort(worth.flip(1), dim=1, descending=True, stable=True)
         rank = torch.argsort(newest_first, dim=1).flip(1)
         kept = bank.valid & (rank < capacity)
@@ -171,7 +171,7 @@ class LeastAttended(RetentionPolicy):
             )
             logits = (query @ key.transpose(2, 3)).float()  # (B, heads, N, N)
         others = bank.segments[:, :, None] != bank.segments[:, None, :]
-        others = others & bank.valid[:, :, None] & bank.valid[:, None, :]
+        others = (others & bank.valid[:, :, None] & bank.valid[:, None, :]).to(logits.device)
         attention = logits.masked_fill(~others[:, None], torch.finfo(logits.dtype).min).softmax(dim=-1).mean(dim=1)
         received, askers = (attention * others).sum(dim=1), others.sum(dim=1)
         return torch.where(askers > 0, received / askers.clamp(min=1), torch.ones_like(received))
@@ -193,7 +193,7 @@ class MergeNeighbours(RetentionPolicy):
 
     def make_room(self, bank: Bank, capacity: int) -> Bank:
         """Merge pairs until the capacity holds."""
-        size = self.config.num_memory_tokens
+        size = self.config.prompt_tokens
         count = bank.valid.sum(dim=1, keepdim=True)
         place = torch.arange(bank.valid.shape[1], device=count.device)
         # Another policy may have left a part of the oldest segment, which has no partner for each of its slots.
@@ -205,16 +205,16 @@ class MergeNeighbours(RetentionPolicy):
 
     def _merge(self, bank: Bank, rows: Tensor) -> Bank:
         """One pair of each of some rows (B,) merged into the place of its older half."""
-        size = self.config.num_memory_tokens
+        size = self.config.prompt_tokens
         alike = F.cosine_similarity(bank.embeddings[:, size:].float(), bank.embeddings[:, :-size].float(), dim=-1)
         alike = alike.unflatten(1, (-1, size)).mean(dim=2)  # (B, segments - 1)
         partner_filled = bank.valid[:, size::size]
-        older = alike.masked_fill(~partner_filled, -torch.inf).argmax(dim=1, keepdim=True) * size
+        older = alike.cpu().masked_fill(~partner_filled, -torch.inf).argmax(dim=1, keepdim=True) * size
         older = older + torch.arange(size, device=older.device)  # (B, R) slots
         left = bank.map(lambda values: take(values, older))
         right = bank.map(lambda values: take(values, older + size))
         together = left.merged + right.merged
-        share = (left.merged / together)[..., None]
+        share = (left.merged / together)[..., None].to(left.embeddings.device)
         merged = left.embeddings.float() * share + right.embeddings.float() * (1 - share)
         heavier = left.merged > right.merged
         one = Bank(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 def take(values: Tensor, slots: Tensor) -> Tensor:
     """Slots (B, m) of values (B, M) or (B, M, D)."""
+    slots = slots.to(values.device)
     if values.dim() == 3:
         slots = slots[..., None].expand(-1, -1, values.shape[-1])
     return values.gather(1, slots)
@@ -18,6 +19,7 @@ def take(values: Tensor, slots: Tensor) -> Tensor:
 
 def put(values: Tensor, slots: Tensor, new: Tensor, rows: Tensor) -> Tensor:
     """Values (B, M) or (B, M, D) with new ones, (B, m) or (B, m, D), in the slots (B, m) of some rows (B,)."""
+    slots, rows = slots.to(values.device), rows.to(values.device)
     if values.dim() == 3:
         slots, rows = slots[..., None].expand(-1, -1, values.shape[-1]), rows[:, None]
     return torch.where(rows[:, None], values.scatter(1, slots, new), values)

@@ -1,12 +1,13 @@
-"""Everything that passes from segment to segment, as one explicit value.
+"""Everything that passes from segment to segment, as one explicit value, and its file.
 
 Shape legend: B rows, N bank slots, D embedding size, L fresh tokens per segment, S tail tokens, P tokens of the
 unfinished segment.
 
-File format (version 4): one safetensors file. Its tensors are those of the state under the names below; its metadata
-holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A tensor is
-little-endian and unpadded as safetensors defines; token ids are narrowed to uint16 where they fit. Nothing in the file
-is executed when it is read.
+File format (version 5): one safetensors file. Its tensors are those of the state under the names below; its metadata
+holds `format` ("hmt.memory"), `version` and `model` (the identity of the model that wrote it, as JSON). A compact file
+has no window: the last tokens are read once more when it is used. An exact file has the window's keys and values too
+(`window.*`), so that the restored run is the uninterrupted one. Token ids are narrowed to uint16 where they fit.
+Nothing in the file is executed when it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from hmt.atomic import atomic_file
 from hmt.memory.bank import NO_TOKEN, Bank
+from hmt.memory.window import Window
 
 FORMAT = "hmt.memory"
-VERSION = 4
+VERSION = 5
 
-READABLE = ("2", "3", "4")
-"""Versions that can be read. Version 2 has no `bank.merged`: nothing was merged; 3 has no `fast`: nothing was."""
+READABLE = ("5",)
+"""Versions that can be read. Files of before belong to models whose settings no longer exist."""
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
@@ -72,10 +74,13 @@ class MemoryState:
         tail_valid: (B, S) bool, False where there was none yet.
         pending_ids: (B, P) int64, tokens of the unfinished segment, each row from the left.
         pending_valid: (B, P) bool.
-        fast: (B,) bool, rows whose segment at hand is read fast (dynamic reading speed).
         segments_read: (B,) int64, segments completed.
         tokens_read: (B,) int64, all tokens, those of the unfinished segment included.
         model: Identity of the model that wrote it.
+        window: `Window` or `StateWindow` that the next token attends to; None where it has to be built from token ids,
+            and the tensors of one where it was read from a file and not used yet.
+        asked: (B,) int64, tokens of the unfinished segment that the query of the window's prompt has read.
+        extras: State of extensions by name, each tensor with the rows first.
     """
 
     bank: Bank
@@ -83,10 +88,12 @@ class MemoryState:
     tail_valid: Tensor
     pending_ids: Tensor
     pending_valid: Tensor
-    fast: Tensor
     segments_read: Tensor
     tokens_read: Tensor
     model: ModelIdentity
+    window: Any = None
+    asked: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def initial(
@@ -103,7 +110,7 @@ class MemoryState:
         """The state before the first token of `batch_size` texts; `bank_width` is D, or 0 without embeddings."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
+            return torch.zeros(batch_size, *shape, dtype=dtype)
 
         return cls(
             bank=Bank.empty(batch_size, bank_width, longest_segment, device, dtype),
@@ -111,7 +118,6 @@ class MemoryState:
             tail_valid=zeros(tail_tokens, dtype=torch.bool),
             pending_ids=zeros(0),
             pending_valid=zeros(0, dtype=torch.bool),
-            fast=zeros(dtype=torch.bool),
             segments_read=zeros(),
             tokens_read=zeros(),
             model=model,
@@ -129,15 +135,25 @@ class MemoryState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors().values())
+        """Bytes of all tensors, the window included."""
+        return sum(t.nbytes for t in self._tensors().values()) + (0 if self.window is None or isinstance(self.window, dict) else self.window.nbytes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with `function` applied to each tensor (all have the rows first)."""
         own: dict[str, Any] = {
-            f.name: function(getattr(self, f.name)) for f in fields(self) if f.name not in ("bank", "model")
-        }
-        return replace(self, bank=self.bank.map(function), **own)
+            name: function(getattr(self, name))
+            for name in (
+                "tail_ids", "tail_valid", "pending_ids", "pending_valid", "segments_read", "tokens_read",
+            )
+        }  # fmt: skip
+        return replace(
+            self,
+            bank=self.bank.map(function),
+            window=self.window if self.window is None or isinstance(self.window, dict) else self.window.map(function),
+            asked=None if self.asked is None else function(self.asked),
+            extras={name: function(value) for name, value in self.extras.items()},
+            **own,
+        )
 
     def clone(self) -> MemoryState:
         """A copy that shares no storage."""
@@ -147,18 +163,18 @@ class MemoryState:
         """The same values, cut from the graph that made them."""
         return self.map(torch.detach)
 
-    def without_unfinished(self) -> MemoryState:
-        """The state as it was after the last whole segment."""
-        return replace(
-            self,
-            pending_ids=self.pending_ids[:, :0],
-            pending_valid=self.pending_valid[:, :0],
-            tokens_read=self.tokens_read - self.pending_counts,
-        )
+    def compact(self) -> MemoryState:
+        """The state without its window, as a compact file holds it."""
+        return replace(self, window=None, asked=None)
 
     def to(self, device: torch.device | str) -> MemoryState:
-        """The state on another device."""
-        return self.map(lambda tensor: tensor.to(device))
+        """The state with its embeddings on another device; token ids and counters stay on the CPU."""
+        bank = replace(self.bank, embeddings=self.bank.embeddings.to(device))
+        window = self.window
+        if window is not None and not isinstance(window, dict):
+            window = window.map(lambda tensor: tensor.to(device))
+        extras = {name: value.to(device) for name, value in self.extras.items()}
+        return replace(self, bank=bank, window=window, extras=extras)
 
     def segment_tokens(self, number: int, row: int = 0) -> Tensor | None:
         """Token ids (l,) int64 of a segment of a row, or None where the bank does not keep that segment (any more)."""
@@ -168,16 +184,29 @@ class MemoryState:
         tokens = self.bank.tokens[row, slots[0, 0]].long()
         return tokens[tokens != NO_TOKEN]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], exact: bool = False) -> None:
         """Write the state to a safetensors file, whole or not at all.
+
+        Args:
+            path: The file.
+            exact: Store the window too, so that the restored run is the uninterrupted one.
 
         Raises:
             OSError: If the file cannot be written; an earlier file of that name is then untouched.
+            ValueError: If the window cannot be stored (`exact`).
         """
         path = Path(path)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
-        if ((tensors["bank.tokens"] >= 0) & (tensors["bank.tokens"] < NARROW)).all():
-            tensors["bank.tokens"] = tensors["bank.tokens"].to(torch.uint16)
+        tensors = self._tensors()
+        # A state of constant size is all that such a backbone knows of the text: it is always kept.
+        if self.window is not None and (exact or not isinstance(self.window, Window)):
+            tensors |= {f"window.{name}": value for name, value in _window_tensors(self.window).items()}
+        elif not exact:
+            tensors.pop("asked", None)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        for name in ("bank.tokens", "tail_ids", "pending_ids"):
+            values = tensors[name]
+            if ((values >= 0) & (values < NARROW)).all():
+                tensors[name] = values.to(torch.uint16)
         metadata = {"format": FORMAT, "version": str(VERSION), "model": json.dumps(asdict(self.model))}
         try:
             with atomic_file(path) as unfinished:
@@ -191,15 +220,15 @@ class MemoryState:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a memory file, or one of another version.
+            ValueError: If it is not a memory file, is damaged, or is one of another version.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no memory file at {path}")
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a memory file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a memory file: format is {metadata.get('format')!r}, expected {FORMAT!r}")
@@ -208,25 +237,27 @@ class MemoryState:
             raise ValueError(
                 f"{path} has memory format {theirs}, this program reads {readable}; remember the text again"
             )
-        bank = {name.removeprefix("bank."): tensors.pop(name) for name in list(tensors) if name.startswith("bank.")}
+        from hmt.memory.validation import state_from
+
         try:
-            bank["tokens"] = bank["tokens"].to(torch.int32)
-            bank.setdefault("merged", torch.ones_like(bank["segments"], dtype=torch.int32))
-            tensors.setdefault("fast", torch.zeros_like(tensors["tokens_read"], dtype=torch.bool))
-            model = ModelIdentity(**json.loads(metadata["model"]))
-            return cls(bank=Bank(**bank), model=model, **tensors)
-        except (KeyError, TypeError, ValueError) as error:
+            return state_from(tensors, metadata.get("model", "")).to(device)
+        except ValueError as error:
             raise ValueError(f"{path} is a damaged memory file: {error}") from error
 
     def __repr__(self) -> str:
         tokens = ", ".join(str(count) for count in self.tokens_read.tolist())
         kept = ", ".join(str(count) for count in self.bank.valid.sum(dim=1).tolist())
         return (
-            f"MemoryState({self.batch_size} row(s): {tokens} tokens read, {kept} memory embeddings kept, "
+            f"MemoryState({self.batch_size} row(s): {tokens} tokens read, {kept} bank slots filled, "
             f"{self.nbytes / 1e3:.0f} kB, by {self.model})"
         )
 
     def _tensors(self) -> dict[str, Tensor]:
         own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         bank = {f"bank.{f.name}": getattr(self.bank, f.name) for f in fields(self.bank)}
-        return {name: value for name, value in (own | bank).items() if isinstance(value, Tensor)}
+        extras = {f"extras.{name}": value for name, value in self.extras.items()}
+        return {name: value for name, value in (own | bank | extras).items() if isinstance(value, Tensor)}
+
+
+def _window_tensors(window: Any) -> dict[str, Tensor]:
+    return window if isinstance(window, dict) else window.tensors()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmt.memory.state import MemoryState
 from hmt.model import continuations
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 
 
 def write_answer(model: HMTForCausalLM, state: MemoryState | None, prompt: Tensor, max_new_tokens: int) -> Tensor:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hmt.model.autoencoder import Autoencoder
-from hmt.model.products import fast_products
+from hmt.config import CACHE_WINDOW, REREAD_WINDOW, MemoryConfig
+from hmt.model.rotary import rotations
+from hmt.model.window_attention import carries_state, unsupported
 
 
 def embedding_size(config: PreTrainedConfig) -> int:
@@ -43,26 +41,22 @@ def embed(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return backbone.get_input_embeddings()(input_ids)
 
 
-def body(
-    backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False, autoencoder: Autoencoder | None = None
-) -> Tensor:
+def body(backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False) -> Tensor:
     """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers.
 
     Args:
         backbone: Gives the body.
         embeddings: Window, (B, M, D).
         recompute: Keep nothing but the window for the backward pass, and run the body again there.
-        autoencoder: Acts before the MLPs.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(body, backbone, embeddings, autoencoder=autoencoder, use_reentrant=False)
-    with fast_products(embeddings), autoencoder.before_mlps(backbone) if autoencoder else nullcontext():
-        return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return checkpoint(body, backbone, embeddings, use_reentrant=False)
+    return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 
 def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits (..., V) of hidden states (..., D), with the scaling that some families apply to them."""
-    with record_function("hmt.head"), fast_products(hidden):
+    with record_function("hmt.head"):
         logits = backbone.get_output_embeddings()(hidden)
     config = backbone.config.get_text_config(decoder=True)
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
@@ -80,7 +74,7 @@ def has_adapter(backbone: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def judging(backbone: PreTrainedModel, adapted: bool) -> Iterator[None]:
+def eval_mode(backbone: PreTrainedModel, adapted: bool) -> Iterator[None]:
     """The backbone in evaluation mode, and unless it is to be `adapted` without its adapters; afterwards as it was."""
     training = backbone.training
     learns = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
@@ -150,60 +144,35 @@ def _differ(got: Tensor, expected: Tensor) -> bool:
     return bool(difference > 0.05 * expected.float().abs().max())
 
 
-@dataclass
-class CachedWindow:
-    """A window that grows by single positions, held in the backbone's own cache.
 
-    Attributes:
-        backbone: Gives the body.
-        mask: (B, positions) bool, real positions; rows that are shorter are padded on the left.
-        cache: Whatever cache the backbone made for itself.
-        autoencoder: Acts before the MLPs.
+
+def cannot_roll(backbone: PreTrainedModel) -> str:
+    """The reason for which a backbone cannot read through a rolling cache; "" if it can."""
+    if carries_state(backbone):
+        return ""
+    if reason := unsupported(backbone):
+        return reason
+    try:
+        rotations(backbone)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def fitting_settings(backbone: PreTrainedModel, settings: MemoryConfig) -> dict[str, Any]:
+    """Settings that are left open, as they suit a backbone: the form of sensory memory, and the default window.
+
+    Raises:
+        ValueError: If a rolling cache is asked for that the backbone cannot have; names the flag.
     """
-
-    backbone: PreTrainedModel
-    mask: Tensor
-    cache: Any = None
-    autoencoder: Autoencoder | None = None
-
-    def __post_init__(self) -> None:
-        self._accepted = inspect.signature(type(self.backbone.base_model).forward).parameters
-        self._cache_name = "past_key_values" if "past_key_values" in self._accepted else "cache_params"
-        if self._cache_name not in self._accepted:
-            raise ValueError(f"{type(self.backbone).__name__} has no cache to generate with")
-        self._ragged = not bool(self.mask.all())
-
-    @classmethod
-    def open(
-        cls, backbone: PreTrainedModel, embeddings: Tensor, mask: Tensor, autoencoder: Autoencoder | None = None
-    ) -> tuple[CachedWindow, Tensor]:
-        """Read a window (B, M, D) whose rows are padded on the left.
-
-        Returns:
-            The window, and the last hidden states (B, M, D).
-        """
-        window = cls(backbone, mask, autoencoder=autoencoder)
-        return window, window._read(embeddings)
-
-    def append(self, embeddings: Tensor) -> Tensor:
-        """Read one more position of each row, (B, 1, D).
-
-        Returns:
-            Its last hidden states, (B, 1, D).
-        """
-        if self._ragged:
-            self.mask = F.pad(self.mask, (0, 1), value=True)
-        return self._read(embeddings)
-
-    def _read(self, embeddings: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {self._cache_name: self.cache}
-        if self._ragged:
-            count = embeddings.shape[1]
-            attends_to_cache = self._cache_name == "past_key_values"
-            inputs["attention_mask"] = (self.mask if attends_to_cache else self.mask[:, -count:]).long()
-            if "position_ids" in self._accepted:
-                inputs["position_ids"] = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -count:]
-        with self.autoencoder.before_mlps(self.backbone) if self.autoencoder else nullcontext():
-            output = self.backbone.base_model(inputs_embeds=embeddings, use_cache=True, **inputs)
-        self.cache = getattr(output, self._cache_name)
-        return output.last_hidden_state
+    found: dict[str, Any] = {"sensory": settings.sensory}
+    if settings.sensory != "reread":
+        reason = cannot_roll(backbone)
+        if reason and settings.sensory == "cache":
+            raise ValueError(f"sensory cache is not possible: {reason}; give --sensory reread")
+        found["sensory"] = "reread" if reason else "cache"
+    limit = max_positions(backbone.config)
+    if settings.segment_length is None and settings.num_sensory is None and limit is not None:
+        wide = REREAD_WINDOW if found["sensory"] == "reread" else min(CACHE_WINDOW, limit // 2)
+        found["segment_length"] = min(wide, limit)
+    return found

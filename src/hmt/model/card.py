@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import ModelCard, ModelCardData
 
 from hmt.config import MEMORY_FIELDS
-from hmt.model.configuration import HMTConfig
+from hmt.model.configuration_hmt import HMTConfig
 from hmt.pretrained import BUILT_INS
 
 BODY = """

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hmt.model.backbone import body
-from hmt.model.products import fast_products
 
 SUMMARIES = 4
 """Segments summarised in one call of a compiled body: a group of few, so that few are left over."""
@@ -24,8 +23,8 @@ SUMMARIES = 4
 class CompiledBody:
     """A backbone's body, compiled anew for each shape it is called with.
 
-    On a CPU bfloat16 weights are packed for the shape, so they must not change any more; float32 ones are multiplied as
-    without a compiler (`products`), since packing them takes as much memory as they do and gains nothing.
+    On a CPU bfloat16 weights are packed for the shape, so they must not change any more; packing float32 ones takes as
+    much memory as they do and gains nothing.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -35,16 +34,12 @@ class CompiledBody:
         self._run = torch.compile(run, dynamic=False)
         self._packs = backbone.device.type == "cpu" and backbone.dtype != torch.float32
 
-    def serves(self, model: nn.Module) -> bool:
-        """Whether a model's call may use it: not while training, where a gradient is wanted, or MLPs are changed."""
-        return not model.training and not torch.is_grad_enabled() and model.autoencoder is None
-
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Last hidden states (B, M, D) of a window."""
         import torch._inductor.config as inductor
 
         packed = inductor.patch(freezing=True) if self._packs else contextlib.nullcontext()
-        with packed, fast_products(embeddings):
+        with packed:
             return self._run(embeddings)
 
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
-from hmt.model.causal import causal_states
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.backbone import head
+from hmt.model.generation import recall_for_prompt
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import StepOutput
-from hmt.model.prediction import predict
-from hmt.model.scoring import CHUNK_POSITIONS
+from hmt.model.losses import CHUNK_POSITIONS
+from hmt.model.stream import Stream
 from hmt.text.batches import IGNORED, Sample, pad
 
 Tokens = tuple[int, ...]
@@ -130,24 +131,25 @@ def _remembered(model: HMTForCausalLM, group: list[Context], memory: MemoryState
     if len(group[0].ids) == 1:
         return state
     batch = pad([_sample(context.ids[:-1]) for context in group])
-    return model.remember(batch.input_ids.to(model.device), state, batch.attention_mask.to(model.device))
+    state, prompt = recall_for_prompt(model, batch.input_ids, batch.attention_mask, state)
+    return model.remember(prompt.rest, state, prompt.mask)
 
 
 @torch.no_grad()
 def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterator[Answer]:
     """Go on from the memory of each row's context."""
-    device = model.device
     batch = pad([_sample(row.context.ids[-1:] + row.inner) for row in rows])
-    ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+    ids, mask = batch.input_ids, batch.attention_mask
     last = mask.sum(dim=1) - 1  # column of each row's last token
-    columns = torch.arange(ids.shape[1], device=device)
+    columns = torch.arange(ids.shape[1])
     scored = columns < last[:, None]
     targets = F.pad(ids[:, 1:], (0, 1)).masked_fill(~scored, IGNORED)
-    places = torch.tensor([row.memory_row for row in rows], device=device)
+    places = torch.tensor([row.memory_row for row in rows])
     nats = torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.ones(len(rows), dtype=torch.bool)
     endings: dict[int, Tensor] = {}
-    for part, output in causal_states(model, ids, mask, state.map(lambda tensor: tensor[places])):
+    state = state.map(lambda tensor: tensor[places])
+    for part, output, _ in model.steps(Stream(ids, mask, state), state, return_logits=False, causal=True):
         cost, right = _cost(model, output, part.of(targets, IGNORED))
         nats += cost.sum(dim=1).double().cpu()
         greedy &= right.all(dim=1).cpu()
@@ -163,12 +165,16 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterat
 
 def _logits(model: HMTForCausalLM, output: StepOutput, places: Tensor) -> Tensor:
     """Logits (n, V) after some places of a step, each row times its columns, plus column."""
+    if output.logits is not None:
+        return output.logits.flatten(0, 1)[places].float()
     assert output.hidden is not None
-    return predict(model.backbone, output.hidden.flatten(0, 1)[places], output.copies, places)
+    return head(model.backbone, output.hidden.flatten(0, 1)[places]).float()
 
 
 def _cost(model: HMTForCausalLM, output: StepOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Nats of each target (B, l), 0 where it is IGNORED, and whether it is the likeliest token (True where IGNORED)."""
+    assert output.hidden is not None
+    targets = targets.to(output.hidden.device)
     scored = targets != IGNORED
     nats = torch.zeros(targets.shape, device=targets.device)
     right = torch.ones_like(scored)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmt.memory.bank import Bank
 from hmt.memory.state import MemoryState
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
 
 

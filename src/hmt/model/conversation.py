@@ -13,7 +13,7 @@ from transformers.generation import BaseStreamer
 from hmt.memory.state import MemoryState
 from hmt.model.decoding import end_tokens
 from hmt.model.generation import GenerateOutput
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.text.batches import check_vocabulary
 from hmt.text.chat import ChatTemplate

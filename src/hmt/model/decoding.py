@@ -53,15 +53,15 @@ class Context:
         return end_tokens(self.config)
 
 
-class StopWhenTold(StoppingCriteria):
-    """Ends all texts once `told` is set, from another thread or a signal's handler."""
+class CancelCriteria(StoppingCriteria):
+    """Ends all texts once `cancelled` is set, from another thread or a signal's handler."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.cancelled = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
         """(B,) bool, True for the rows that end here."""
-        return torch.full((len(input_ids),), self.told, device=input_ids.device)
+        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
 
 
 def end_tokens(config: GenerationConfig) -> list[int]:
@@ -190,6 +190,7 @@ def plan(
     processors: LogitsProcessorList | None,
     criteria: StoppingCriteriaList | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
 ) -> Decoding:
     """Transformers' own processors and criteria for these settings, and the caller's, in its order.
 
@@ -198,7 +199,8 @@ def plan(
     """
     config = context.config
     warpers = WARPERS if config.do_sample else {}
-    chosen = [*_build(PROCESSORS, context), *(processors or []), *_build(warpers, context), *_build(LAST, context)]
+    allowed = [hf.PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, 1)] if prefix_allowed_tokens_fn else []
+    chosen = [*allowed, *_build(PROCESSORS, context), *(processors or []), *_build(warpers, context), *_build(LAST, context)]
     reasons = StoppingCriteriaList(criteria or [])
     if context.eos:
         reasons.append(hf.EosTokenCriteria(eos_token_id=context.eos))

@@ -5,8 +5,8 @@ Shape legend: B rows, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,17 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
-from hmt.memory.rows import packing_order, take
+from hmt.memory.passages import QUERY_TAIL, WHOLE_QUERY, Passage
+from hmt.memory.rows import pack, packing_order, take
 from hmt.memory.state import MemoryState
-from hmt.model.backbone import vocabulary_size
+from hmt.memory.window import RECALLED, Window
+from hmt.model.backbone import head, vocabulary_size
 from hmt.model.decoding import Context, Decoding, end_tokens, limit_length, plan, settle
-from hmt.model.outputs import RecallTrace
-from hmt.model.reading import SegmentReader
+from hmt.model.outputs import RecallTrace, Recollection
 from hmt.model.stream import Stream
-from hmt.model.writing import SegmentWriter
+
+if TYPE_CHECKING:
+    from hmt.model.modeling_hmt import HMTForCausalLM
 
 
 @dataclass
@@ -33,8 +36,7 @@ class GenerateOutput(ModelOutput):
         scores: With `output_scores`, the scores (B, V) that each new token was chosen by, processed.
         logits: With `output_logits`, the logits (B, V) before that.
         memory: The state after all tokens but the last, whose successor was never asked for.
-        recall: With `output_recall`, what was recalled while writing, the beginning of the unfinished segment included,
-            and where the new tokens were copied from.
+        recall: With `output_recall`, the passages and embeddings that were recalled.
     """
 
     sequences: Tensor | None = None
@@ -44,134 +46,189 @@ class GenerateOutput(ModelOutput):
     recall: RecallTrace | None = None
 
 
-class SegmentGenerator(SegmentReader):
-    """Writes text through the step."""
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        *,
-        memory: MemoryState | None = None,
-        attention_mask: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: LogitsProcessorList | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
-        streamer: BaseStreamer | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        earlier_ids: Tensor | None = None,
-        output_recall: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | GenerateOutput:
-        """Continue texts.
-
-        Args:
-            input_ids: Prompts, (B, T), of any length.
-            memory: What was read before the prompts; nothing where None. It is left as it is, so that it can be
-                asked again.
-            attention_mask: (B, T), nonzero at real tokens; padding may stand on either side. Where None, padding
-                tokens at the ends of rows are taken for padding, as in transformers: only if no text ends with them.
-            generation_config: Settings of transformers; the model's own where None.
-            logits_processor: Further processors, applied where transformers does, before those of sampling.
-            stopping_criteria: Further reasons to stop.
-            streamer: Receives the prompt, then each new token.
-            tokenizer: Needed with `stop_strings`.
-            earlier_ids: Tokens (B, earlier) that the memory has read already and that settings which look back
-                (`repetition_penalty`, `no_repeat_ngram_size`) are to see as a part of the prompt.
-            output_recall: Return what was recalled and copied (with `return_dict_in_generate`).
-            kwargs: Fields of `GenerationConfig` to override, such as `max_new_tokens` or `temperature`.
-
-        Returns:
-            Prompt and new tokens, (B, T + new), or a `GenerateOutput`; with `num_return_sequences` n, B * n rows, those
-            of a prompt side by side.
-
-        Raises:
-            ValueError: On settings that a memory cannot serve (beams, assisted decoding), inputs that do not fit, and a
-                row without a token.
-        """
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids must be (batch, tokens), got {tuple(input_ids.shape)}")
-        config = settle(generation_config, self.generation_config, kwargs)
-        limit_length(config, input_ids.shape[1])
-        if attention_mask is None:
-            attention_mask = _without_padding(input_ids, config)
-        if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
-            raise ValueError("every row needs a token to go on from")
-        state = self.start_state(memory, input_ids.shape[0])
-        if (copies := config.num_return_sequences or 1) > 1:
-            input_ids = input_ids.repeat_interleave(copies, dim=0)
-            attention_mask, earlier_ids = (
-                rows if rows is None else rows.repeat_interleave(copies, dim=0)
-                for rows in (attention_mask, earlier_ids)
-            )
-            state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
-        history, padding = _history(input_ids, attention_mask, earlier_ids)
-        context = Context(history.shape[1], padding, config, len(self.embedding_table), str(input_ids.device))
-        decoding = plan(context, logits_processor, stopping_criteria, tokenizer)
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
-        writer = SegmentWriter(self, state, keep_recollections=output_recall)
-        logits = self._read_prompt(input_ids, attention_mask, writer)
-        result = self._write(writer, logits, history, decoding, streamer)
-        assert result.sequences is not None
-        result.sequences = torch.cat([input_ids, result.sequences[:, history.shape[1] :]], dim=1)
-        if writer.recollections is not None:
-            result.recall = RecallTrace.of(writer.recollections, writer.copied)
-        return result if config.return_dict_in_generate else result.sequences
-
-    def _write(
-        self,
-        writer: SegmentWriter,
-        logits: Tensor,
-        sequences: Tensor,
-        decoding: Decoding,
-        streamer: BaseStreamer | None,
-    ) -> GenerateOutput:
-        """The decoding loop, from the logits (B, V) at the end of the prompts (B, T), padded on the left."""
-        config = decoding.config
-        running = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
-        filler = config.pad_token_id or 0
-        all_scores, all_logits = [], []
-        for count in range(config.max_new_tokens):
-            if count:
-                logits = writer.feed(sequences[:, -1], running)
-            scores = decoding.processors(sequences, logits)  # type: ignore[arg-type]
-            tokens = torch.where(running, _choose(scores, config.do_sample), filler)
-            writer.note_choice(tokens, running)
-            sequences = torch.cat([sequences, tokens[:, None]], dim=1)
-            if config.output_scores:
-                all_scores.append(scores)
-            if config.output_logits:
-                all_logits.append(logits)
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            running = running & ~decoding.criteria(sequences, scores)
-            if not running.any():
-                break
-        if streamer is not None:
-            streamer.end()
-        return GenerateOutput(
-            sequences=sequences,
-            scores=tuple(all_scores) if config.output_scores else None,
-            logits=tuple(all_logits) if config.output_logits else None,
-            memory=writer.state,
+@torch.no_grad()
+def generate(
+    model: HMTForCausalLM,
+    input_ids: Tensor | None,
+    *,
+    memory: MemoryState | None,
+    attention_mask: Tensor | None,
+    generation_config: GenerationConfig | None,
+    logits_processor: LogitsProcessorList | None,
+    stopping_criteria: StoppingCriteriaList | None,
+    prefix_allowed_tokens_fn: Any,
+    streamer: BaseStreamer | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    earlier_ids: Tensor | None,
+    query_ids: Tensor | None,
+    output_recall: bool,
+    **kwargs: Any,
+) -> Tensor | GenerateOutput:
+    """Continue texts; see `HMTForCausalLM.generate`."""
+    if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
+        got = None if input_ids is None else tuple(input_ids.shape)
+        raise ValueError(f"input_ids must be (batch, tokens) with at least one token, got {got}")
+    config = settle(generation_config, model.generation_config, kwargs)
+    limit_length(config, input_ids.shape[1])
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+            f"got {tuple(attention_mask.shape)}"
         )
+    if attention_mask is None:
+        attention_mask = _without_padding(input_ids, config)
+    if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
+        raise ValueError("attention_mask leaves a row without a token; every row needs one to go on from")
+    state = model.start_state(memory, input_ids.shape[0])
+    if (copies := config.num_return_sequences or 1) > 1:
+        input_ids, attention_mask, earlier_ids, query_ids = (
+            rows if rows is None else rows.repeat_interleave(copies, dim=0)
+            for rows in (input_ids, attention_mask, earlier_ids, query_ids)
+        )
+        state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
+    assert input_ids is not None
+    history, padding = _history(input_ids, attention_mask, earlier_ids)
+    context = Context(history.shape[1], padding, config, vocabulary_size(model.backbone), str(input_ids.device))
+    decoding = plan(context, logits_processor, stopping_criteria, tokenizer, prefix_allowed_tokens_fn)
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    state, prompt = recall_for_prompt(model, input_ids, attention_mask, state, query_ids)
+    recollections: list[Recollection] | None = [] if output_recall else None
+    logits, state = read_prompt(model, prompt.rest, prompt.mask, state, recollections)
+    result = _write(model, state, logits, history, decoding, streamer, recollections)
+    assert result.sequences is not None
+    result.sequences = torch.cat([input_ids, result.sequences[:, history.shape[1] :]], dim=1)
+    if recollections is not None:
+        result.recall = RecallTrace.of(recollections, prompt.found)
+    return result if config.return_dict_in_generate else result.sequences
 
-    def _read_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, writer: SegmentWriter) -> Tensor:
-        """Read whole segments by steps and open the unfinished one: logits (B, V) float32 at the end."""
-        stream = Stream(input_ids, attention_mask, writer.state)
-        logits = torch.zeros(len(input_ids), vocabulary_size(self.backbone), device=input_ids.device)
-        for segment, output, state in self._steps(stream, writer.state, return_logits=False, outputs="complete"):
-            writer.state = state
-            if output.hidden is not None:
-                rows, columns = (segment.mask & (segment.slots == stream.lengths[:, None] - 1)).nonzero(as_tuple=True)
-                places = rows * segment.ids.shape[1] + columns
-                if len(rows):
-                    logits[rows] = writer.predict(output.hidden[rows, columns], output.copies, places, rows)
-        unfinished = writer.state.pending_counts > 0
-        if unfinished.any():
-            logits = torch.where(unfinished[:, None], writer.open(), logits)
-        return logits
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is left to read of a prompt after its passages were recalled.
+
+    Attributes:
+        found: The passages.
+        rest: Token ids, (B, T), on the CPU or the device they came from.
+        mask: (B, T) bool, or None for all.
+    """
+
+    found: tuple[Passage, ...]
+    rest: Tensor
+    mask: Tensor | None
+
+
+def recall_for_prompt(
+    model: HMTForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    state: MemoryState,
+    query_ids: Tensor | None = None,
+) -> tuple[MemoryState, Prompt]:
+    """Recall passages for prompts. Of a prompt longer than a query, the beginning is remembered first.
+
+    Args:
+        model: Reads.
+        input_ids: Prompts, (B, T).
+        attention_mask: (B, T), nonzero at real tokens, or None.
+        state: What was read before.
+        query_ids: Tokens to recall for; the prompt where None.
+    """
+    if not model.config.recalled_tokens or model.config.recall_on != "prompt":
+        return state, Prompt((), input_ids, attention_mask)
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    ids, real = pack(input_ids.cpu().long(), real.cpu())
+    lengths = real.sum(dim=1)
+    if int(lengths.max()) > max(WHOLE_QUERY, model.config.sensory_tokens):
+        # The passages stand in front of the question, so what comes before the question is read first.
+        first = torch.where(lengths > WHOLE_QUERY, lengths - QUERY_TAIL, 0)
+        places = torch.arange(ids.shape[1])
+        state = model.remember(ids, state, places < first[:, None])
+        rest = first[:, None] + torch.arange(int((lengths - first).max()))
+        real = rest < lengths[:, None]
+        ids = take(ids, rest.clamp(max=ids.shape[1] - 1))
+    query, mask = (ids, real) if query_ids is None else (query_ids.cpu(), torch.ones_like(query_ids.cpu()).bool())
+    state, found = model.recall(query, state, mask)
+    return state, Prompt(found, ids, real)
+
+
+def read_prompt(
+    model: HMTForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    state: MemoryState,
+    recollections: list[Recollection] | None = None,
+) -> tuple[Tensor, MemoryState]:
+    """Read prompts (B, T): logits (B, V) float32 after the last token of each row, and the state there."""
+    stream = Stream(input_ids, attention_mask, state)
+    logits: Tensor | None = None
+    for segment, output, state in model.steps(stream, state, return_logits=False, causal=True):
+        if recollections is not None:
+            recollections.append(output.alone())
+        assert output.hidden is not None
+        rows, columns = (segment.mask & (segment.slots == stream.lengths[:, None] - 1)).nonzero(as_tuple=True)
+        if logits is None:
+            logits = output.hidden.new_zeros(len(input_ids), vocabulary_size(model.backbone), dtype=torch.float32)
+        if len(rows):
+            rows, columns = rows.to(logits.device), columns.to(logits.device)
+            at = output.hidden[rows, columns]
+            logits[rows] = head(model.backbone, at).float() if output.logits is None else output.logits[rows, columns]
+    assert logits is not None
+    return logits, state
+
+
+def _write(
+    model: HMTForCausalLM,
+    state: MemoryState,
+    logits: Tensor,
+    sequences: Tensor,
+    decoding: Decoding,
+    streamer: BaseStreamer | None,
+    recollections: list[Recollection] | None,
+) -> GenerateOutput:
+    """The decoding loop, from the logits (B, V) at the end of the prompts (B, T), padded on the left."""
+    config = decoding.config
+    running = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
+    filler = config.pad_token_id or 0
+    all_scores, all_logits = [], []
+    for count in range(config.max_new_tokens):
+        if count:
+            output, state = model.step(sequences[:, -1:], state, segment_mask=running[:, None], causal=True)
+            assert output.logits is not None
+            logits = output.logits[:, -1].float()
+            if recollections is not None and (output.weights is not None or not recollections):
+                recollections.append(output.alone())
+        _check_finite(logits, running, count)
+        scores = decoding.processors(sequences, logits.to(sequences.device))  # type: ignore[arg-type]
+        tokens = torch.where(running, _choose(scores, config.do_sample), filler)
+        sequences = torch.cat([sequences, tokens[:, None]], dim=1)
+        if config.output_scores:
+            all_scores.append(scores)
+        if config.output_logits:
+            all_logits.append(logits)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        running = running & ~decoding.criteria(sequences, scores)
+        if not running.any():
+            break
+    if streamer is not None:
+        streamer.end()
+    if isinstance(state.window, Window):
+        state = replace(state, window=state.window.without(RECALLED))
+    return GenerateOutput(
+        sequences=sequences,
+        scores=tuple(all_scores) if config.output_scores else None,
+        logits=tuple(all_logits) if config.output_logits else None,
+        memory=state,
+    )
+
+
+def _check_finite(logits: Tensor, running: Tensor, count: int) -> None:
+    """Refuse logits that nothing can be chosen from."""
+    bad = ~torch.isfinite(logits).all(dim=-1) & running.to(logits.device)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise FloatingPointError(f"logits of row {row} are not finite after {count} new token(s); check the weights")
 
 
 def _choose(scores: Tensor, sample: bool | None) -> Tensor:

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt.atomic import atomic_directory
 from hmt.config import MemoryConfig, memory_fields
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.zero import is_zero_checkpoint, load_zero_checkpoint
 from hmt.pretrained import first_line
 
@@ -82,7 +82,9 @@ def convert_checkpoint(
     if not (backbone_dir / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {backbone_dir}")
     weights = sort_weights(read_weights(state_path))
-    fields = memory_fields(config) | {"memory_injection": "published"}
+    fields = memory_fields(config) | {
+        "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
+    }  # fmt: skip
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
     backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_dir, local_files_only=True))

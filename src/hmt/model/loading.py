@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hmt.config import memory_fields
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions, ReadingOptions
 from hmt.pretrained import first_line, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""What a step knows of a segment: its tokens so far, what it asks the bank with, and what it gets of the past.
+"""What a step knows of a segment: its tokens so far, the query of its recall, and the memory prompt.
 
 Shape legend: B rows, l new tokens of a segment, L fresh tokens, J query tokens, R memory embeddings per segment,
 D embedding size.
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hmt.memory.copying import Copies, Source
-from hmt.memory.state import MemoryState
 from hmt.model.outputs import Recollection
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """The fresh tokens of each row's segment so far.
+    """The fresh tokens of each row's unfinished segment, new ones included.
 
     Attributes:
-        ids: (B, at most L) int64, each row from the left.
+        ids: (B, pending + l) int64, each row from the left.
         mask: Likewise, bool.
         new: (B,) int64, how many of them came with this call.
-        complete: (B,) bool, rows whose segment these tokens complete.
+        complete: (B,) bool, rows that have a whole segment now.
     """
 
     ids: Tensor
@@ -35,44 +32,33 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Query:
-    """What a segment asks the bank with.
+    """The tokens that a segment's summary reads.
 
     Attributes:
-        ids: Tokens, (B, at most J) int64.
+        ids: (B, at most J) int64.
         mask: Likewise, bool.
-        summary: What the backbone makes of them, (B, R, D), where that is computed already.
+        asked: (B,) int64, how many of them are tokens of the segment itself.
+        summary: Summary of them, (B, R, D), where it is computed already.
     """
 
     ids: Tensor
     mask: Tensor
+    asked: Tensor
     summary: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled(Recollection):
-    """What a segment gets to see of the past, and where it comes from.
+    """The memory prompt of a segment, and where it comes from.
 
     Attributes:
-        near: Rows (B,) bool whose strongest recalled segment is a near one: their next segment is read fast, if the
-            model reads at two speeds.
         leading: Prompt before the segment, (B, R, D).
-        trailing: Prompt after the segment, whose last hidden state is what the segment leaves behind, (B, R, D).
-        source: What the segment may copy from, or None without copying.
+        trailing: Prompt behind the segment, whose last hidden state is the memory embedding, (B, R, D).
+        near: (B,) bool, rows whose strongest recalled segment is one of the last.
+        asked: (B,) int64, tokens of the segment itself that the query has read.
     """
 
-    near: Tensor
     leading: Tensor
     trailing: Tensor
-    source: Source | None
-
-    def copies(self, state: MemoryState, ids: Tensor, mask: Tensor) -> Copies | None:
-        """What copying adds to the logits of new tokens (B, l) after a state, without any to those of its newest."""
-        return None if self.source is None else self.source.copies(state, ids, mask)
-
-    def leading_prompt(self) -> tuple[Tensor, Tensor]:
-        """The leading prompt as a piece of the window."""
-        return self.leading, torch.ones(self.leading.shape[:2], dtype=torch.bool, device=self.leading.device)
-
-    def trailing_prompt(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The trailing prompt as a piece of the window of some rows (B,)."""
-        return self.trailing, rows[:, None].expand(self.trailing.shape[:2])
+    near: Tensor
+    asked: Tensor

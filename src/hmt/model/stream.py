@@ -1,5 +1,7 @@
 """The tokens of a call as aligned segments: each row is cut from its own first real token, whatever its padding.
 
+Token ids and their bookkeeping are on the CPU, so that no step waits for the device.
+
 Segments are cut one after the other, since how long one is may depend on what the one before it recalled.
 
 Shape legend: B rows, T columns of the call, l columns of one segment.
@@ -57,12 +59,15 @@ class Stream:
                 f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
                 f"got {tuple(attention_mask.shape)}"
             )
-        self.real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        input_ids = input_ids.long().cpu()
+        self.real = (
+            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+        )
         empty = ~self.real.any(dim=1) & (state.tokens_read == 0)
         if empty.any():
             raise ValueError(f"attention_mask leaves no token in row(s) {empty.nonzero().flatten().tolist()}")
         self.pending = state.pending_counts
-        self.ids, self.mask = pack(input_ids.long(), self.real)
+        self.ids, self.mask = pack(input_ids, self.real)
         self.lengths = self.mask.sum(dim=1)
         self.index = (self.real.cumsum(dim=1) - 1).clamp(min=0)  # (B, T): which packed token a column holds
         self._cuts: list[tuple[Tensor, Tensor]] = []
@@ -107,7 +112,7 @@ class Stream:
 
     def pack(self, values: Tensor, fill: int) -> Tensor:
         """Values (B, T) of the call's columns in the order of the packed tokens; `fill` where there is none."""
-        return pack(values.long(), self.real)[0].masked_fill(~self.mask, fill)
+        return pack(values.long().cpu(), self.real)[0].masked_fill(~self.mask, fill)
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """One tensor for each part that was cut, (B, l, ...), as values of the packed tokens, (B, T, ...)."""
@@ -127,7 +132,7 @@ class Stream:
         """Values of the packed tokens, (B, T) or (B, T, V), back in the call's columns; 0 at padding."""
         if self.real.all():
             return values
-        real = self.real if values.dim() == 2 else self.real[..., None]
+        real = (self.real if values.dim() == 2 else self.real[..., None]).to(values.device)
         return take(values, self.index) * real
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from hmt.config import MemoryConfig
+from hmt.config import MemoryConfig, Sensory
 from hmt.options.base import ModelOptions, OutputOptions, ReadingOptions, check_positive
 
 API_KEY = "HMT_API_KEY"
@@ -140,6 +140,10 @@ class RememberOptions(OutputOptions, ReadingOptions):
 class ConvertOptions(MemoryConfig):
     """Turn weights of the published HMT program into a checkpoint of this library."""
 
+    sensory: Sensory | None = "reread"
+    """Sensory memory of the published method: the last tokens are re-encoded."""
+    num_recalled_tokens: int | None = 0
+    """Budget of text recall, which the published method has not."""
     state: Path
     """The weights: .safetensors, .pth or .bin (tensors only, nothing is executed), or a DeepSpeed directory."""
     backbone: Path

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
 
 from hmt.memory.state import MemoryState
-from hmt.model.decoding import DEFAULT_NEW_TOKENS, StopWhenTold, end_tokens
+from hmt.model.decoding import DEFAULT_NEW_TOKENS, CancelCriteria, end_tokens
 from hmt.model.generation import GenerateOutput
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
 from hmt.serving.protocol import CompletionRequest, RequestError, Usage
 from hmt.text.batches import check_text, check_vocabulary
@@ -76,12 +76,12 @@ class Engine:
         self.sampling = sampling
         self._read = ReadTexts(model.start_state(memory, batch_size=1))
         self._one_at_a_time = threading.Lock()
-        self._under_way: set[StopWhenTold] = set()
+        self._under_way: set[CancelCriteria] = set()
 
     def close(self) -> None:
         """Stop what is under way, and wait until it has stopped."""
         for stop in list(self._under_way):
-            stop.told = True
+            stop.cancelled = True
         with self._one_at_a_time:
             pass
 
@@ -95,7 +95,7 @@ class Engine:
         """
         ids = self._encode(request)
         parts: SimpleQueue[str | Finish | RequestError] = SimpleQueue()
-        stop = StopWhenTold()
+        stop = CancelCriteria()
         self._under_way.add(stop)
 
         def work() -> None:
@@ -124,7 +124,7 @@ class Engine:
                 if isinstance(part, Finish):
                     return
         finally:
-            stop.told = True
+            stop.cancelled = True
             self._under_way.discard(stop)
 
     def _encode(self, request: CompletionRequest) -> Tensor:
@@ -144,17 +144,17 @@ class Engine:
             raise RequestError("there is nothing to answer: the request has no tokens")
         return torch.tensor(ids)
 
-    def _write(self, request: CompletionRequest, ids: Tensor, parts: Parts, stop: StopWhenTold) -> Finish:
+    def _write(self, request: CompletionRequest, ids: Tensor, parts: Parts, stop: CancelCriteria) -> Finish:
         cached, memory = self._read.longest_before(ids)
         device = self.model.embedding_table.device
         read = cached
-        while read < len(ids) - 1 and not stop.told:
+        while read < len(ids) - 1 and not stop.cancelled:
             upto = min(read + READ_AT_ONCE, len(ids) - 1)
             memory = self.model.remember(ids[None, read:upto].to(device), memory)
             read = upto
         if read > cached:
             self._read.keep(ids[:read], memory)
-        if stop.told:
+        if stop.cancelled:
             return Finish("stop", Usage(len(ids), cached, 0))
         settings = {"max_new_tokens": DEFAULT_NEW_TOKENS} | self.sampling | request.settings
         with _drawn_from(request.seed, device):
@@ -225,7 +225,7 @@ class Parts(TextStreamer):
         tokenizer: PreTrainedTokenizerBase,
         stop: tuple[str, ...],
         parts: SimpleQueue[Any],
-        told: StopWhenTold,
+        told: CancelCriteria,
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.stopped = False

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.metrics.timing import PartTimes
 from hmt.model.compiled import compile_layers
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
 from hmt.training import progress as runs

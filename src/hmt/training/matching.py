@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hmt.config import memory_fields
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.pretrained import read_checkpoint_config
 from hmt.training.progress import FOLDER
@@ -133,7 +133,7 @@ def _steps(options: TrainOptions, tokens: int) -> int:
 
 def matching_rank(budget: Budget) -> int:
     """Rank of the adapter that has about as many parameters as the memory of a checkpoint."""
-    from hmt.model.configuration import HMTConfig
+    from hmt.model.configuration_hmt import HMTConfig
 
     config = HMTConfig.from_pretrained(budget.checkpoint)
     with torch.device("meta"):

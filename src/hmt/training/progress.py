@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_directory, atomic_file
 from hmt.metrics.environment import environment
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.report.sources import read_history
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmt.model.backbone import body, embed, judging, max_positions
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 
 
 class Teacher:

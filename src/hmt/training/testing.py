@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_file
 from hmt.metrics.timing import PartTimes
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.report.maps import recall_charts
 from hmt.report.plot import save_png

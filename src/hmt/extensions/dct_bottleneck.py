@@ -1,8 +1,8 @@
-"""The embedding autoencoder: what enters each MLP of the backbone loses a band of its cosine coefficients.
+"""DCT bottleneck: the input of each MLP of the backbone loses a band of its cosine coefficients.
 
 The hidden dimension is taken apart by an orthonormal discrete cosine transform, the lowest and the highest coefficients
-are dropped, and it is put together again: a projection. It has no weights. It acts while a body runs that was told of
-it, so variants of a model over one backbone may read with it and without.
+are dropped, and it is put together again: a projection without weights. It acts while the body of this model runs, so
+variants of a model over one backbone may read with it and without.
 
 Shape legend: D hidden size of a layer.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hmt.config import MemoryConfig
+from hmt.extensions import Extension, register_extension
 
 MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "fc1")
 """Names that families give to the MLP of a layer, or to its first projection where it has no module of its own."""
@@ -50,28 +51,33 @@ def mlps(backbone: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-class Autoencoder:
-    """Drops bands before the MLPs, and adds up what that loses.
+@register_extension("dct_bottleneck")
+class DctBottleneck(Extension):
+    """Drops bands of cosine coefficients before the MLPs, and adds up what that loses."""
 
-    Args:
-        config: Says which shares of the coefficients are dropped.
-    """
-
-    def __init__(self, config: MemoryConfig) -> None:
-        self._shares = config.autoencoder_low, config.autoencoder_high
+    def __init__(self, config: MemoryConfig, width: int, vocabulary: int) -> None:
+        super().__init__(config, width, vocabulary)
         self._projections: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-        self._lost: Tensor | float = 0.0
-        self._count = 0
+        self.reset()
+
+    @staticmethod
+    def enabled(config: MemoryConfig) -> bool:
+        """True with `inject_autoencoder`."""
+        return config.inject_autoencoder
+
+    def initialise(self, backbone: nn.Module) -> None:
+        """Refuse a backbone without MLPs."""
+        mlps(backbone)
 
     def projection(self, size: int) -> Tensor:
-        """What a hidden state of this size is multiplied with, (D, D) float32."""
-        low, high = (round(share * size) for share in self._shares)
+        """Projection of a hidden state of this size, (D, D) float32."""
+        low, high = (round(share * size) for share in (self.config.autoencoder_low, self.config.autoencoder_high))
         kept = cosine_transform(size)[low : size - high]
         return kept.T @ kept
 
     @contextmanager
-    def before_mlps(self, backbone: nn.Module) -> Iterator[None]:
-        """While this lasts, the MLPs of a backbone see what is left."""
+    def around_body(self, backbone: nn.Module) -> Iterator[None]:
+        """Project the input of the MLPs while the body runs."""
         handles = [mlp.register_forward_pre_hook(self._drop) for mlp in mlps(backbone)]
         try:
             yield
@@ -81,12 +87,13 @@ class Autoencoder:
 
     @property
     def error(self) -> float | None:
-        """Norm of what was dropped, relative to the whole: mean over positions and layers; None where nothing was."""
+        """Norm of the dropped part relative to the whole, mean over positions and layers; None before any."""
         return float(self._lost) / self._count if self._count else None
 
     def reset(self) -> None:
-        """Begin to count the error anew."""
-        self._lost, self._count = 0.0, 0
+        """Count the error anew."""
+        self._lost: Tensor | float = 0.0
+        self._count = 0
 
     def _drop(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = inputs

@@ -6,11 +6,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hmt.config import MEMORY_FIELDS, MemoryConfig
+from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written
 
 
 class HMTConfig(PreTrainedConfig, MemoryConfig):
     """Settings of an `HMTForCausalLM`.
+
+    `HMTConfig()` is a memory on the backbone's cache that needs no training; `HMTConfig.published()` is HMT as
+    published.
 
     Args:
         backbone_config: Configuration of the wrapped causal LM (or its dictionary).
@@ -18,9 +21,9 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
             object. A checkpoint that leaves the backbone out is completed from there.
         backbone_gguf: GGUF file there, if it was one.
         backbone_revision: Revision of a hub id.
-        bos_marks_turns: The BOS token marks the turns of a chat. As a prompt it would look like one more turn, so a new
-            memory starts from the mean embedding instead.
-        kwargs: The fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
+        bos_marks_turns: True if the chat template writes the BOS token between turns. As a prompt it would look like
+            one more turn, so a new memory prompt starts from the mean embedding instead.
+        kwargs: Fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
 
     Raises:
         ValueError: If a memory field is out of range; names it.
@@ -28,7 +31,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
 
     model_type = "hmt"
     keys_to_ignore_at_inference = [  # noqa: RUF012
-        "memory", "recall", "retrieval_loss", "retention_loss", "distillation_loss",
+        "nll", "causal_mask", "scored_mask", "memory", "recall", "retrieval_loss", "retention_loss",
     ]  # fmt: skip
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (transformers' own convention)
 
@@ -42,6 +45,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         **kwargs: Any,
     ) -> None:
         memory = MemoryConfig(**{name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs})
+        memory.sensory = memory.sensory or "cache"
         memory.check()
         for name in MEMORY_FIELDS:
             setattr(self, name, getattr(memory, name))
@@ -58,6 +62,13 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         kwargs.setdefault("attn_implementation", getattr(backbone_config, "_attn_implementation", None))
         kwargs.setdefault("tie_word_embeddings", False)  # the backbone ties its own
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from its dictionary; one written before `sensory` existed means reread."""
+        if config_dict.get("model_type") == cls.model_type:
+            config_dict = as_first_written(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's text configuration, where generation helpers look for the size of the model."""

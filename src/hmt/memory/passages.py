@@ -1,0 +1,115 @@
+"""Text recall: passages of remembered text that answer a prompt.
+
+Shape legend: B rows, T remembered tokens, J query tokens, V vocabulary, e tokens of a passage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmt.memory.search import find_passages
+from hmt.memory.state import MemoryState
+
+WHOLE_QUERY = 256
+"""Prompts of up to this many tokens are the query as a whole."""
+
+QUERY_TAIL = 64
+"""Last tokens of a longer prompt that are the query."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A run of remembered text that was put into the window.
+
+    Attributes:
+        row: Row of the batch.
+        start: Tokens of the text before it.
+        ids: Its token ids, (e,) int64.
+        score: Weight of the phrases it shares with the query, in nats.
+    """
+
+    row: int
+    start: int
+    ids: Tensor
+    score: float
+
+
+@dataclass(frozen=True)
+class TokenTables:
+    """Tables over the vocabulary, (V,) each, that tell where lines and sentences end.
+
+    Attributes:
+        newlines: True for tokens that end a line.
+        sentences: True for tokens that end a sentence.
+    """
+
+    newlines: Tensor
+    sentences: Tensor
+
+    @classmethod
+    def of(cls, tokenizer: Any, size: int) -> TokenTables:
+        """The tables of a tokenizer, for `size` token ids."""
+        texts = tokenizer.batch_decode([[token] for token in range(min(len(tokenizer), size))])
+        ends = torch.zeros(2, size, dtype=torch.bool)
+        ends[0, : len(texts)] = torch.tensor([text.endswith("\n") for text in texts])
+        ends[1, : len(texts)] = torch.tensor([text.rstrip().endswith((".", "!", "?", "。")) for text in texts])
+        return cls(*ends)
+
+
+def remembered_text(state: MemoryState, row: int) -> tuple[Tensor, int]:
+    """Token ids of a row that are still remembered, oldest first, (T,) int32, and the number of tokens before them."""
+    text, _ = state.bank.text(row)
+    pending = state.pending_ids[row][state.pending_valid[row]].int()
+    text = torch.cat([text, pending])
+    return text, int(state.tokens_read[row]) - len(text)
+
+
+def choose_passages(
+    state: MemoryState,
+    row: int,
+    query: Tensor,
+    budget: int,
+    *,
+    reach: int,
+    sinks: int = 0,
+    tables: TokenTables | None = None,
+) -> list[Passage]:
+    """The remembered passages of a row that answer a query, oldest first; none where nothing is relevant.
+
+    Args:
+        state: What was read.
+        row: Of the batch.
+        query: Token ids, (J,).
+        budget: Most tokens in all.
+        reach: Last tokens of the text that the window holds anyway.
+        sinks: First tokens of the text that it holds anyway.
+        tables: Ends of lines and sentences, where passages begin and end if they can.
+    """
+    text, before = remembered_text(state, row)
+    first = max(sinks - before, 0)
+    text = text[first : max(len(text) - reach, first)]
+    breaks = {} if tables is None else {"newlines": tables.newlines, "sentences": tables.sentences}
+    found = find_passages(text, query.cpu(), budget, **breaks)
+    runs = zip(found.starts.tolist(), found.ends.tolist(), found.scores.tolist(), strict=True)
+    return [Passage(row, before + first + start, text[start:end].long(), score) for start, end, score in runs]
+
+
+def query_of(prompt: Tensor) -> Tensor:
+    """The part (J,) of a prompt (T,) that remembered text is searched for: all of a short one, the end of a long one."""
+    return prompt if len(prompt) <= WHOLE_QUERY else prompt[-QUERY_TAIL:]
+
+
+def note_use(state: MemoryState, passages: list[Passage]) -> MemoryState:
+    """The state with the use of these passages noted in the bank, for policies that ask for it."""
+    if not passages or not state.bank.valid.shape[1]:
+        return state
+    used = torch.zeros_like(state.bank.usage)
+    length = state.bank.tokens.shape[2]
+    for passage in passages:
+        numbers = torch.arange(passage.start // length, (passage.start + len(passage.ids) - 1) // length + 1)
+        used[passage.row] += torch.isin(state.bank.segments[passage.row], numbers)
+    return replace(state, bank=replace(state.bank, usage=state.bank.usage + used))
