@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 from environment import write
+from hmt.memory.copying import Copies, Copying
 from torch import Tensor
 from tqdm import tqdm
 
 from hmt import HMTForCausalLM
-from hmt.memory.copying import Copies, Copying
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.model.backbone import head
 from hmt.options import parse_count

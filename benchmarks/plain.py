@@ -27,7 +27,12 @@ class PlainArrangement:
 
     def __init__(self, model: HMTForCausalLM) -> None:
         config = model.config
-        if config.mode != "hmt" or config.memory_injection != "published" or config.prompt_tokens != 1 or config.rolling:
+        if (
+            config.mode != "hmt"
+            or config.memory_injection != "published"
+            or config.prompt_tokens != 1
+            or config.rolling
+        ):
             raise ValueError("the plain arrangement is that of mode hmt, published injection, one memory embedding")
         self.model = model
 

@@ -18,7 +18,7 @@ import yaml
 
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
-from hmt.config import MEMORY_FIELDS
+from hmt.config import MEMORY_FIELDS, as_first_written
 from hmt.pretrained import HUB_MAP, locate, read_checkpoint_config
 from hmt.published import PublishedOptions
 
@@ -105,6 +105,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
     if checkpoint and issubclass(kind, options.ModelOptions):
         stored = read_checkpoint_config(str(checkpoint))
+        stored = as_first_written(stored)
         settings = {name: stored[name] for name in MEMORY_FIELDS if name in stored} | settings
     complaint = io.StringIO()
     try:

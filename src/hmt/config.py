@@ -20,6 +20,10 @@ CACHE_WINDOW, REREAD_WINDOW = 1024, 256
 """Default window W of the two forms of sensory memory."""
 
 
+KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
+"""Types that a value of a field may have; text where it is not listed."""
+
+
 def setting(default: Any, *, shapes: bool = False, identity: str = "", resume: bool = True) -> Any:
     """A config field that says where it matters.
 
@@ -101,7 +105,7 @@ class MemoryConfig:
         Args:
             overrides: Fields to set differently.
         """
-        settings = {"sensory": "reread", "memory_injection": "published", "num_recalled_tokens": 0, "num_sinks": 0}
+        settings: dict[str, Any] = {"sensory": "reread", "memory_injection": "published", "num_recalled_tokens": 0, "num_sinks": 0}
         return cls(**settings | overrides)
 
     @property
@@ -354,9 +358,7 @@ def _check_numbers(config: MemoryConfig) -> None:
         value, kind = getattr(config, one.name), str(one.type)
         if value is None and one.name in optional:
             continue
-        wanted: tuple[type, ...] = (
-            (bool,) if kind == "bool" else (int,) if kind.startswith("int") else (int, float) if kind == "float" else (str,)
-        )
+        wanted = KINDS.get(kind.removesuffix(" | None"), (str,))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise ValueError(f"{one.name} must be {kind}, got {value!r}")
 

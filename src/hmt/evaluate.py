@@ -16,9 +16,9 @@ from hmt.atomic import atomic_file
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
-from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
-from hmt.options import COPYING, WITHOUT_MEMORY, EvaluateOptions, parse_counts
+from hmt.model.modeling_hmt import HMTForCausalLM
+from hmt.options import ROWS, EvaluateOptions, parse_counts
 from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
 from hmt.text.augment import read_enough
@@ -38,6 +38,7 @@ COLUMNS = {
     "ppl_second_half": "2nd half",
     "delta_percent": "change %",
     "delta_interval": "95%",
+    "positions_per_token": "pos/tok",
     "tokens_per_second": "tok/s",
     "peak_mb": "MB",
 }
@@ -187,9 +188,7 @@ def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, l
 
 def _matched_mode(row: str) -> str | None:
     """How the baseline of a row was trained; None for the rows that are to be compared with it."""
-    if row in (*WITHOUT_MEMORY, *COPYING):
-        return "backbone"
-    return row if row in matching.MATCHED_MODES else None
+    return ROWS[row].matched
 
 
 def _match_budget(options: EvaluateOptions) -> list[dict[str, Any]]:

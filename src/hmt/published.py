@@ -163,6 +163,9 @@ class PublishedOptions:
         settings |= {
             "mode": mode,
             "memory_injection": "published",
+            "sensory": "reread",
+            "num_recalled_tokens": 0,
+            "num_sinks": 0,
             "task_subset": self.task_config or self.task_subset,
             "stage_1_step": 0,
             "memory_learning_rate": self.learning_rate,

@@ -13,8 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import recover_directory
-from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.options.base import parse_share
 from hmt.text.answers import TokenQuestion, tokenize_questions

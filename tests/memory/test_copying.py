@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from hmt.memory.copying import MISSING, START, Copying, contexts_of
 from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.config import MemoryConfig
 from hmt.memory import copying as copying_module
-from hmt.memory.copying import MISSING, START, Copying, contexts_of
 from hmt.model.controls import score_with_other_banks
 from hmt.model.generation import GenerateOutput
 from tests.conftest import VOCAB, make_model, random_ids

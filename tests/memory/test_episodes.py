@@ -8,10 +8,6 @@ import time
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from hmt.memory.bank import Bank
 from hmt.memory.episodes import (
     PHRASE_WEIGHTS,
     RARITY_STEPS,
@@ -21,6 +17,10 @@ from hmt.memory.episodes import (
     choose_episode,
     shared_phrases,
 )
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from hmt.memory.bank import Bank
 from tests.conftest import make_model, random_ids
 
 

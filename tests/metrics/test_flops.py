@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hmt.model.peers import CachedText
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmt.metrics.flops import BackboneCost, cached_flops, matmul_rate, reading_flops
 from hmt.model.backbone import body, head
-from hmt.model.peers import CachedText
 from tests.conftest import make_backbone, make_model, random_ids
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hmt.model.autoencoder import cosine_transform, mlps
 
 from hmt import HMTConfig, HMTForCausalLM
-from hmt.model.autoencoder import cosine_transform, mlps
 from tests.conftest import FAMILIES, make_backbone, make_model, random_ids
 
 

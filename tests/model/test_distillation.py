@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hmt.training.teacher import Teacher
 
 from hmt import HMTForCausalLM
 from hmt.model import scoring
@@ -11,7 +12,6 @@ from hmt.model.backbone import body, embed, head
 from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training.loop import Training
-from hmt.training.teacher import Teacher
 from tests.conftest import make_model, random_ids
 
 

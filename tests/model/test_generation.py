@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from hmt.model.writing import SegmentWriter
 from transformers import GenerationConfig
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.model.writing import SegmentWriter
 from tests.conftest import FAMILIES, make_backbone, make_model, random_ids
 from tests.model.test_equivalence import VARIANTS, assert_same_state
 

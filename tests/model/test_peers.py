@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hmt.model.peers import CachedText
+from hmt.model.scoring import logits_nll
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt.model.backbone import head
 from hmt.model.baselines import WindowedBackbone
-from hmt.model.peers import CachedText
-from hmt.model.scoring import logits_nll
 from tests.conftest import FAMILIES, make_backbone, random_ids
 
 ROTARY = ("llama", "qwen2", "qwen3", "gpt_neox", "phi", "cohere", "granite")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hmt.model.products import fast_products
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmt.model import products
-from hmt.model.products import fast_products
 from tests.conftest import make_model, random_ids
 
 pytestmark = pytest.mark.skipif(not products.available, reason="this torch has no oneDNN")

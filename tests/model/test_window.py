@@ -116,7 +116,9 @@ def test_a_row_in_a_batch_reads_as_it_does_alone(family: str, side: str) -> None
         start = {"left": 74 - length, "right": 0, "both": 2}[side]
         ids[row, start : start + length] = random_ids(1, length, seed=row)[0]
         mask[row, start : start + length] = True
-    first = model(ids[:, :40], attention_mask=mask[:, :40] | (mask.sum(1, keepdim=True) < 0)) if side == "right" else None
+    first = (
+        model(ids[:, :40], attention_mask=mask[:, :40] | (mask.sum(1, keepdim=True) < 0)) if side == "right" else None
+    )
     output = model(ids, attention_mask=mask)
     for row, length in enumerate(lengths):
         alone = model(random_ids(1, length, seed=row))
@@ -184,9 +186,9 @@ def test_a_step_leaves_the_state_it_was_given_as_it_was() -> None:
     state = model.remember(random_ids(1, 50))
     one, other = random_ids(1, 6, seed=1), random_ids(1, 6, seed=2)
     expected = model(other, memory=state.clone()).logits
-    for token in one.split(1, dim=1):  # grows the buffer that the state shares
-        _, grown = model.step(token, state if token is one[:, :1] else state)
-    del grown
+    grown = state
+    for token in one.split(1, dim=1):  # grows the buffer that both share
+        _, grown = model.step(token, grown)
     torch.testing.assert_close(model(other, memory=state).logits, expected, atol=1e-6, rtol=0)
 
 

@@ -22,7 +22,7 @@ from hmt.metrics.intervals import ratio_interval
 from hmt.metrics.resources import Meter
 from hmt.model.answering import answer_nats, write_answer
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import BASELINES, SHUFFLED, EvaluateOptions
+from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document
 from hmt.text.questions import Question
@@ -50,7 +50,7 @@ class QuestionScores:
 
     def __post_init__(self) -> None:
         for row in self.options.rows:
-            if row in BASELINES or row in SHUFFLED:
+            if ROWS[row].windowed or ROWS[row].control == "shuffled":
                 raise ValueError(f"row {row} scores text and answers no questions; leave it out of --modes")
         rouge_l("", [""])  # complains before anything is read where its package is missing
 
@@ -67,8 +67,8 @@ class QuestionScores:
                         bar.update()
                 self._spent.setdefault(row, []).append(
                     {
-                        "segment_length": reader.model.config.segment_length,
-                        "num_sensory": reader.model.config.max_sensory,
+                        "segment_length": reader.model.config.window,
+                        "num_sensory": reader.model.config.sensory_tokens,
                         "read_tokens": reader.read_tokens,
                         "seconds": meter.seconds,
                         "tokens_per_second": reader.read_tokens / meter.seconds,

@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hmt.model.autoencoder import Autoencoder
+from hmt.config import MemoryConfig
 from hmt.model.backbone import max_positions
 from hmt.model.baselines import WindowedBackbone
 from hmt.model.controls import score_with_other_banks, with_uniform_recall
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
-from hmt.options import BASELINES, ROWS, SHUFFLED, EvaluateOptions
+from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import aligned_length
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -35,7 +35,8 @@ class Reader:
         read_tokens: Likewise -> tokens of it that are read at all.
         segment_tokens: Fresh tokens of a segment; None where there are no segments, 0 where they differ.
         settings: What the row's entries in the figures say of it.
-        autoencoder: What acts before the backbone's MLPs in this row.
+        reset: Begins to measure anew.
+        lost: Relative error of the DCT bottleneck, or None.
     """
 
     read: Callable[[Batches, Sequence[int], bool], Iterator[HMTOutput]]
@@ -43,22 +44,41 @@ class Reader:
     read_tokens: Callable[[int, int], int]
     segment_tokens: int | None
     settings: dict[str, Any]
-    autoencoder: Autoencoder | None = None
+    reset: Callable[[], None]
+    lost: Callable[[], float | None]
 
 
 def make_reader(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
     """The reader of a row."""
-    return _baseline(model, row, options) if row in BASELINES else _segments(model, row)
+    return _windowed(model, row, options) if ROWS[row].windowed else _segments(model, row)
+
+
+def row_settings(config: MemoryConfig, row: str) -> dict[str, object]:
+    """Changes of a model's memory settings that make it read as a row does, in a window of the same size."""
+    settings = dict(ROWS[row].settings)
+    form = settings.get("sensory", config.sensory)
+    if form != config.sensory:  # what is said of one form of sensory memory does not hold for the other
+        own: dict[str, object] = dict.fromkeys(
+            ("num_sensory", "num_memory_tokens", "recall_query", "mem_recall_context")
+        )
+        sinks = {"num_sinks": 4 if form == "cache" else 0, "num_recalled_tokens": None if form == "cache" else 0}
+        settings = own | sinks | settings
+    elif form == "cache":
+        settings = {"num_sensory": None} | settings
+    if form == "cache" and settings.get("mode", config.mode) == "hmt" and row == "hmt_cache":
+        settings["num_memory_tokens"] = config.num_memory_tokens or 1
+    return {"segment_length": config.window, **settings}
 
 
 def variant_of(model: HMTForCausalLM, row: str) -> HMTForCausalLM:
-    """The model as it reads in a row that has segments."""
-    variant = model.variant(**ROWS[row])
-    return with_uniform_recall(variant) if row == "hmt_uniform" else variant
+    """The model as it reads in a row that has a window."""
+    variant = model.variant(**row_settings(model.config, row))
+    return with_uniform_recall(variant) if ROWS[row].control == "uniform" else variant
 
 
 def _segments(model: HMTForCausalLM, row: str) -> Reader:
     variant = variant_of(model, row)
+    config = variant.config
 
     def read(batches: Batches, documents: Sequence[int], recall: bool) -> Iterator[HMTOutput]:
         for ids, labels in batches:
@@ -68,26 +88,54 @@ def _segments(model: HMTForCausalLM, row: str) -> Reader:
         return score_with_other_banks(variant, batches, documents)
 
     def length(context: int, targets: int) -> int:
-        return aligned_length(context, targets, variant.config.fresh_tokens)
+        return context if config.rolling else aligned_length(context, targets, config.fresh_tokens)
 
     return Reader(
-        read=read_shuffled if row in SHUFFLED else read,
+        read=read_shuffled if ROWS[row].control == "shuffled" else read,
         length=length,
         read_tokens=length,
-        segment_tokens=0 if variant.config.speed_tokens else variant.config.fresh_tokens,
-        settings={"segment_length": variant.config.segment_length, "num_sensory": variant.config.max_sensory},
-        autoencoder=variant.autoencoder,
+        segment_tokens=0 if config.speed_tokens else config.fresh_tokens,
+        settings={
+            "segment_length": config.window,
+            "num_sensory": config.sensory_tokens,
+            "positions_per_token": positions_per_token(config),
+        },
+        reset=_reset(variant),
+        lost=lambda: bottleneck_error(variant),
     )
 
 
-def _baseline(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
+def positions_per_token(config: MemoryConfig) -> float:
+    """Positions that the backbone computes for each token that is read."""
+    prompts, fresh = 2 * config.prompt_tokens, config.fresh_tokens
+    read = fresh + prompts if config.rolling else config.window
+    summary = config.summary_tokens + prompts if config.recalls else 0
+    return (read + summary) / fresh
+
+
+def bottleneck_error(model: HMTForCausalLM) -> float | None:
+    """Relative norm of what the DCT bottleneck drops, mean over positions and layers; None without one."""
+    extensions = dict(model.extensions.items())
+    return extensions["dct_bottleneck"].error if "dct_bottleneck" in extensions else None  # type: ignore[return-value]
+
+
+def _reset(model: HMTForCausalLM) -> Callable[[], None]:
+    def reset() -> None:
+        for extension in model.extensions.values():
+            getattr(extension, "reset", lambda: None)()
+
+    return reset
+
+
+def _windowed(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
     backbone = model.backbone
-    if row == "native":
+    if row == "full":
         window = max_positions(backbone.config)
         windows = WindowedBackbone(backbone, window, window and max(window // 2, 1))
     else:
-        sinks = options.num_sinks if row == "sinks" else 0
-        windows = WindowedBackbone(backbone, model.config.segment_length, options.window_stride, sinks)
+        windows = WindowedBackbone(backbone, model.config.window, options.window_stride)
+    stride = windows.stride or 1
+    cost = 1.0 if row == "full" else (windows.window or 0) / stride
 
     def read(batches: Batches, documents: Sequence[int], recall: bool) -> Iterator[HMTOutput]:
         for ids, labels in batches:
@@ -98,5 +146,7 @@ def _baseline(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Read
         length=lambda context, targets: context,
         read_tokens=windows.read_tokens,
         segment_tokens=None,
-        settings={"segment_length": windows.window, "stride": windows.stride, "num_sinks": windows.sinks},
+        settings={"segment_length": windows.window, "stride": windows.stride, "positions_per_token": cost},
+        reset=lambda: None,
+        lost=lambda: None,
     )

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
 
-from hmt.metrics.flops import cached_flops, matmul_rate, reading_flops
+from hmt.evaluation.readers import row_settings
+from hmt.metrics.flops import full_flops, matmul_rate, reading_flops
 from hmt.metrics.resources import Meter
-from hmt.model.backbone import head, max_positions
-from hmt.model.modeling_hmt import HMTForCausalLM
+from hmt.model.backbone import max_positions
 from hmt.model.loading import choose_device, load
-from hmt.model.peers import CachedText
-from hmt.options import PEERS, ROWS, ProfileOptions
+from hmt.model.modeling_hmt import HMTForCausalLM
+from hmt.options import FULL_ATTENTION, ProfileOptions
 from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents, settings_of
 
@@ -73,13 +74,9 @@ def make_way(model: HMTForCausalLM, row: str, options: ProfileOptions) -> Way:
     Raises:
         ValueError: If the backbone cannot read so.
     """
-    if row not in PEERS:
-        return _segments(model.variant(**ROWS[row]))
-    if row == "full_attention":
-        return _cached(model, None, 0, options.chunk_tokens)
-    sinks = options.num_sinks if row == "sink_cache" else 0
-    window = options.segment_length
-    return _cached(model, window, sinks, (window - sinks) // 2)
+    if row != FULL_ATTENTION:
+        return _segments(model.variant(**row_settings(model.config, row)))
+    return _full(model, options.chunk_tokens)
 
 
 def _segments(model: HMTForCausalLM) -> Way:
@@ -92,34 +89,37 @@ def _segments(model: HMTForCausalLM) -> Way:
     return Way(read=model.remember, write=write, flops=lambda length: reading_flops(model, length))
 
 
-def _cached(model: HMTForCausalLM, window: int | None, sinks: int, part_tokens: int) -> Way:
+def _full(model: HMTForCausalLM, part_tokens: int) -> Way:
     backbone = model.backbone
 
-    def read(text: Tensor) -> CachedText:
-        cached = CachedText(backbone, window, sinks)
-        cached.read(text, part_tokens)
-        return cached
+    def read(text: Tensor) -> _FullCache:
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        for part in text.split(part_tokens, dim=1):
+            backbone.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+        return _FullCache(cache)
 
-    def write_whole(cached: CachedText, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
+    def write(held: _FullCache, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
         """By the backbone's own `generate`, which goes on from the cache."""
         ids = torch.cat([text, question], dim=1)
         backbone.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cached.cache, max_new_tokens=count,
+            ids, attention_mask=torch.ones_like(ids), past_key_values=held.cache, max_new_tokens=count,
             min_new_tokens=count, do_sample=False, num_beams=1, eos_token_id=None, streamer=clock,
         )  # fmt: skip
 
-    def write_window(cached: CachedText, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
-        clock.put(question.cpu())
-        new = question
-        for _ in range(count):
-            new = head(backbone, cached.read(new, part_tokens)).argmax(dim=-1, keepdim=True)
-            clock.put(new.cpu())
+    return Way(read=read, write=write, flops=lambda length: full_flops(backbone, length))
 
-    return Way(
-        read=read,
-        write=write_whole if window is None else write_window,
-        flops=lambda length: cached_flops(backbone, length, window, part_tokens),
-    )
+
+@dataclass(frozen=True)
+class _FullCache:
+    """The keys and values of a whole text."""
+
+    cache: Cache
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        layers: list[Any] = [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
     way = make_way(model, row, options)
     ids = torch.tensor([material.ids], device=model.device)
     text, question = ids[:, :length], ids[:, length : length + options.question_tokens]
-    warm_up = ids[:, : min(WARM_UP_SEGMENTS * model.config.segment_length, ids.shape[1])]
+    warm_up = ids[:, : min(WARM_UP_SEGMENTS * model.config.window, ids.shape[1])]
     with torch.no_grad():
         way.write(way.read(warm_up), warm_up, question, WARM_UP_TOKENS, Clock())
         clock = Clock()
@@ -193,6 +193,6 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
         "seconds": meter.seconds,
     }
     limit = max_positions(model.backbone.config)
-    if row == "full_attention" and limit is not None and length + options.question_tokens + options.new_tokens > limit:
+    if row == FULL_ATTENTION and limit is not None and length + options.question_tokens + options.new_tokens > limit:
         figures["note"] = f"beyond the {limit} positions of the backbone"
     return figures

@@ -20,10 +20,10 @@ from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
 from hmt.metrics.topics import TopicRecall
 from hmt.model.controls import partners
-from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.identity import weights_digest
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
-from hmt.options import SHUFFLED, WITHOUT_MEMORY, EvaluateOptions, parse_counts
+from hmt.options import ROWS, EvaluateOptions, parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 
@@ -92,7 +92,7 @@ class TargetScores:
         self.spans = plan_spans(
             self.documents, self.lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents
         )
-        if set(SHUFFLED) & set(options.rows):
+        if any(ROWS[row].control == "shuffled" for row in options.rows):
             partners(self._owners)  # complains before anything is read
         self.recall = RecallMap(self.tokenizer)
 
@@ -114,7 +114,7 @@ class TargetScores:
                 for length in self.lengths:
                     bar.set_description(f"{row} {length:,}")
                     # A backbone that was not trained is the same in each series.
-                    same = (row, length, digest) if row in WITHOUT_MEMORY else None
+                    same = None if ROWS[row].trained or ROWS[row].control else (row, length, digest)
                     found = self._unchanged.get(same) if same else None
                     if found is None:
                         found = self._measure(model, reader, row, length, bar)
@@ -128,9 +128,8 @@ class TargetScores:
         sample_tokens = reader.length(length, targets)
         groups = [self.spans[start : start + size] for start in range(0, len(self.spans), size)]
         perplexity = Perplexity()
-        if reader.autoencoder is not None:
-            reader.autoencoder.reset()
-        keeps_recall = row == "hmt" and length == self.lengths[-1] and len(self._series) == 1
+        reader.reset()
+        keeps_recall = row in ("hmt", "hmt_cache") and length == self.lengths[-1] and len(self._series) == 1
         with Meter(model.device) as meter:
             batches = [self._batch(group, sample_tokens, model.device) for group in groups]
             outputs = reader.read(batches, self._owners, keeps_recall)
@@ -145,7 +144,7 @@ class TargetScores:
                     self._keep_recall(group, ids, output.recall)
                 bar.update(len(group) * length)
         read = reader.read_tokens(length, targets)
-        lost = {} if reader.autoencoder is None else {"autoencoder_error": reader.autoencoder.error}
+        lost = {} if (error := reader.lost()) is None else {"bottleneck_error": error}
         return Measured(
             perplexity, reader.settings | lost, read, len(self.spans) * read, meter.seconds, meter.peak_bytes
         )

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from hmt.config import MEMORY_FIELDS, memory_fields
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.continuations import answers
-from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.loading import load
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions
 from hmt.pretrained import locate, read_checkpoint_config
 from hmt.text.chat import ChatTemplate

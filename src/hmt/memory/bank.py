@@ -107,7 +107,7 @@ class Bank:
         return grown.keep(grown.valid, int(grown.valid.sum(dim=1).max()))
 
     def text(self, row: int) -> tuple[Tensor, Tensor]:
-        """Remembered token ids of a row, oldest first, (T,) int32, and the number of the segment of each, (T,) int64."""
+        """Remembered token ids of a row, oldest first, (T,) int32, and the segment number of each, (T,) int64."""
         slots = (self.valid[row] & self.starts[row]).nonzero()[:, 0]
         tokens = self.tokens[row, slots]
         filled = tokens != NO_TOKEN

@@ -92,14 +92,14 @@ def choose_passages(
     text, before = remembered_text(state, row)
     first = max(sinks - before, 0)
     text = text[first : max(len(text) - reach, first)]
-    breaks = {} if tables is None else {"newlines": tables.newlines, "sentences": tables.sentences}
-    found = find_passages(text, query.cpu(), budget, **breaks)
+    newlines, sentences = (None, None) if tables is None else (tables.newlines, tables.sentences)
+    found = find_passages(text, query.cpu(), budget, newlines=newlines, sentences=sentences)
     runs = zip(found.starts.tolist(), found.ends.tolist(), found.scores.tolist(), strict=True)
     return [Passage(row, before + first + start, text[start:end].long(), score) for start, end, score in runs]
 
 
 def query_of(prompt: Tensor) -> Tensor:
-    """The part (J,) of a prompt (T,) that remembered text is searched for: all of a short one, the end of a long one."""
+    """Query (J,) that a prompt (T,) makes: all of a short prompt, the end of a long one."""
     return prompt if len(prompt) <= WHOLE_QUERY else prompt[-QUERY_TAIL:]
 
 

@@ -136,7 +136,9 @@ class MemoryState:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, the window included."""
-        return sum(t.nbytes for t in self._tensors().values()) + (0 if self.window is None or isinstance(self.window, dict) else self.window.nbytes)
+        return sum(t.nbytes for t in self._tensors().values()) + (
+            0 if self.window is None or isinstance(self.window, dict) else self.window.nbytes
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with `function` applied to each tensor (all have the rows first)."""

@@ -64,12 +64,12 @@ def state_from(tensors: dict[str, Tensor], model: str) -> MemoryState:
     groups: dict[str, dict[str, Tensor]] = {"bank": {}, "window": {}, "extras": {}, "": {}}
     for name, tensor in tensors.items():
         group, dot, rest = name.partition(".")
-        own = not dot or group not in groups
-        groups["" if own else group][name if own else rest] = tensor
+        known = bool(dot) and group in groups
+        groups[group if known else ""][rest if known else name] = tensor
     bank = _group(groups["bank"], BANK, sizes, "bank.")
     own = _group(groups[""], OWN, sizes, "")
     window = _window(groups["window"], sizes)
-    extras = {}
+    extras: dict[str, Tensor] = {}
     for name, tensor in groups["extras"].items():
         _check(f"extras.{name}", tensor, (torch.bool, *FLOATS, *INTEGERS), None, sizes)
         if not tensor.dim() or len(tensor) != sizes["B"]:
@@ -79,13 +79,15 @@ def state_from(tensors: dict[str, Tensor], model: str) -> MemoryState:
     bank["tokens"] = bank["tokens"].to(torch.int32)
     bank["merged"] = bank["merged"].to(torch.int32)
     bank["segments"] = bank["segments"].long()
-    own = {name: value if value.dtype == torch.bool else value.long() for name, value in own.items()}
-    kept: Any = own
+    kept: Any = {name: value if value.dtype == torch.bool else value.long() for name, value in own.items()}
     return MemoryState(bank=Bank(**bank), model=_identity(model), window=window, extras=extras, **kept)
 
 
 def _group(
-    tensors: dict[str, Tensor], known: dict[str, tuple[tuple[torch.dtype, ...], str]], sizes: dict[str, int], prefix: str
+    tensors: dict[str, Tensor],
+    known: dict[str, tuple[tuple[torch.dtype, ...], str]],
+    sizes: dict[str, int],
+    prefix: str,
 ) -> dict[str, Tensor]:
     """The tensors of one group, checked."""
     if missing := set(known) - set(tensors) - OPTIONAL:
@@ -98,9 +100,7 @@ def _group(
     return dict(tensors)
 
 
-def _check(
-    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], axes: str | None, sizes: dict[str, int]
-) -> None:
+def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], axes: str | None, sizes: dict[str, int]) -> None:
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} has the type {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
     if axes is not None:
@@ -108,7 +108,9 @@ def _check(
             raise ValueError(f"{name} must have {len(axes)} dimension(s), got the shape {tuple(tensor.shape)}")
         for axis, size in zip(axes, tensor.shape, strict=True):
             if sizes.setdefault(axis, size) != size:
-                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {sizes[axis]} where it has {size}")
+                raise ValueError(
+                    f"{name} has the shape {tuple(tensor.shape)}, expected {sizes[axis]} where it has {size}"
+                )
     if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} is not finite")
 
@@ -169,10 +171,8 @@ def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tens
         if kinds.numel() and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 3:
             raise ValueError("window.kinds must lie between 0 and 3")
     for name in ("positions", "next_position"):
-        tensor = about.get(name)
-        if tensor is not None and tensor.numel() and not -LARGEST < int(tensor.long().min()) <= int(
-            tensor.long().max()
-        ) < LARGEST:  # fmt: skip
+        places = about.get(name)
+        if places is not None and places.numel() and int(places.long().abs().max()) >= LARGEST:
             raise ValueError(f"window.{name} is out of range")
     for name, tensor in rest.items():
         if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):

@@ -1,6 +1,7 @@
-"""The window as a value: keys and values that the next token attends to, with position, validity and kind of each slot.
+"""The window as a value: keys and values that the next token attends to.
 
-Positions, validity and kinds live on the CPU, so that no step waits for the device. Keys and values live in buffers with
+Each slot has a position, a validity and a kind, which live on the CPU, so that no step waits for the device. Keys and
+values live in buffers with
 room for more: a window that is the newest of its buffer grows in place, any other is copied first. A buffer's used part
 is never written again, so windows can be kept, forked and compared. What feeds a window is model/window_attention.py.
 
@@ -92,7 +93,7 @@ class Window:
     @classmethod
     def of(cls, tensors: dict[str, Tensor], layers: int) -> Window:
         """The window that `tensors` came from, of a backbone with so many layers."""
-        parts = [[tensors.get(f"{part}.{layer}") for layer in range(layers)] for part in ("keys", "values")]
+        parts: Any = [[tensors.get(f"{part}.{layer}") for layer in range(layers)] for part in ("keys", "values")]
         slots = tensors["positions"].shape[1]
         buffer = Buffer(*parts, slots) if any(t is not None for t in parts[0]) else None
         return cls(buffer, *(tensors[name] for name in ("positions", "valid", "kinds", "next_position")))

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hmt.config import MemoryConfig
 from hmt.memory.recall import GatedInjection
 from hmt.model.backbone import embedding_size
-from hmt.model.base import MemoryModel
+from hmt.model.modeling_hmt import HMTForCausalLM
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """How configs name experts, of which a token passes through some only."""
@@ -58,11 +58,11 @@ class BackboneCost:
         return self.position * positions + self.pair * (positions * before + positions * (positions + 1) // 2)
 
 
-def reading_flops(model: MemoryModel, length: int) -> int | None:
-    """What `remember` needs for a text of so many tokens: windows and summaries, recall and prompts; no head.
+def reading_flops(model: HMTForCausalLM, length: int) -> int | None:
+    """Operations that `remember` needs for a text of so many tokens: windows, summaries, recall, prompts; no head.
 
-    The unfinished segment at the end is left unread, as `remember` leaves it; the first segment asks nothing. A mode
-    without memory embeddings reads nothing: it keeps tokens.
+    With reread the unfinished segment at the end is left unread, the first segment asks nothing, and a mode without
+    memory embeddings reads nothing: it keeps tokens.
 
     Args:
         model: Reads.
@@ -74,11 +74,18 @@ def reading_flops(model: MemoryModel, length: int) -> int | None:
     cost, config = BackboneCost.of(model.backbone), model.config
     if cost is None:
         return None
-    segments = length // config.fresh_tokens if config.prompt_tokens else 0
-    first = config.segment_length - config.max_sensory - config.recalled_tokens
-    total = 0
+    if config.rolling:
+        held = config.sinks + config.sensory_tokens
+        full = max(length - held, 0)
+        total = cost.body(min(length, held)) + cost.position * full + cost.pair * full * (held + 1)
+        segments = length // config.fresh_tokens if config.prompt_tokens else 0
+        total += segments * 2 * config.prompt_tokens * (cost.position + cost.pair * (held + 1))
+    else:
+        segments = length // config.fresh_tokens if config.prompt_tokens else 0
+        first = config.window - config.sensory_tokens
+        total = sum(cost.body(config.window if number else first) for number in range(segments))
     for number in range(segments):
-        total += cost.body(config.segment_length if number else first) + _injection_flops(model, bool(number))
+        total += _injection_flops(model, bool(number))
         if number and config.recalls:
             slots = min(number * config.segment_slots, config.capacity)
             total += cost.body(summary_positions(config)) + recall_flops(model, slots)
@@ -90,41 +97,23 @@ def summary_positions(config: MemoryConfig) -> int:
     return config.summary_tokens + 2 * config.prompt_tokens
 
 
-def recall_flops(model: MemoryModel, slots: int) -> int:
+def recall_flops(model: HMTForCausalLM, slots: int) -> int:
     """Of asking a bank of so many slots: 4RDH for the two projections, 4RND for scores and mixture."""
     tokens, width = model.config.prompt_tokens, embedding_size(model.backbone.config)
     return 4 * tokens * width * (model.config.mem_recall_hidden_dim + slots)
 
 
-def _injection_flops(model: MemoryModel, recalled: bool) -> int:
+def _injection_flops(model: HMTForCausalLM, recalled: bool) -> int:
     """Of making prompts from what was recalled: a projection, where it is gated."""
     if not recalled or not isinstance(model.memory.injection, GatedInjection):
         return 0
     return 2 * model.config.prompt_tokens * embedding_size(model.backbone.config) ** 2
 
 
-def cached_flops(backbone: PreTrainedModel, length: int, window: int | None, part_tokens: int) -> int | None:
-    """What reading a text onto a cache needs, with each token seeing what `CachedText` lets it see.
-
-    Args:
-        backbone: Reads.
-        length: Of the text.
-        window: Tokens that the cache holds, or None for all.
-        part_tokens: Tokens read at one time.
-
-    Returns:
-        Floating-point operations, or None where they cannot be told.
-    """
+def full_flops(backbone: PreTrainedModel, length: int) -> int | None:
+    """Operations that reading a text with full attention needs; None where they cannot be told."""
     cost = BackboneCost.of(backbone)
-    if cost is None:
-        return None
-    total = held = 0
-    for start in range(0, length, part_tokens):
-        new = min(part_tokens, length - start)
-        before = held if window is None else min(held, window - new)
-        total += cost.body(new, before)
-        held = before + new
-    return total
+    return None if cost is None else cost.body(length)
 
 
 @torch.no_grad()

@@ -144,8 +144,6 @@ def _differ(got: Tensor, expected: Tensor) -> bool:
     return bool(difference > 0.05 * expected.float().abs().max())
 
 
-
-
 def cannot_roll(backbone: PreTrainedModel) -> str:
     """The reason for which a backbone cannot read through a rolling cache; "" if it can."""
     if carries_state(backbone):

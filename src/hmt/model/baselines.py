@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hmt.model import scoring
+from hmt.model import losses
 from hmt.model.backbone import embed
 from hmt.model.outputs import HMTOutput
 from hmt.text.batches import IGNORED
@@ -66,7 +66,7 @@ class WindowedBackbone:
             window = torch.cat([input_ids[:, : self.sinks], input_ids[:, before:end]], dim=1)
             window = input_ids[:, :end] if before == 0 else window
             hidden = self._hidden(window[:, :-1], end - start)
-            nll[:, start - 1 : end - 1] = scoring.nll(self.backbone, hidden, labels[:, start:end])
+            nll[:, start - 1 : end - 1] = losses.nll(self.backbone, hidden, labels[:, start:end])
         return HMTOutput(
             loss=nll.sum() / scored.sum(), nll=nll, scored_mask=scored, causal_mask=torch.ones_like(scored)
         )

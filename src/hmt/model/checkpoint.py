@@ -53,7 +53,6 @@ PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-
 def wrap(
     cls: Any,
     name_or_path_or_model: str | os.PathLike[str] | PreTrainedModel,
@@ -115,10 +114,12 @@ def wrap(
     model.initialise_memory()
     return model.train(backbone.training)
 
+
 def freeze_backbone(model) -> None:
     """Train the memory's parameters (and an adapter's) only."""
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_("lora_" in name and parameter.requires_grad)
+
 
 def add_lora(
     model, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
@@ -151,9 +152,11 @@ def add_lora(
     model.backbone.train(model.backbone.training)  # new layers start in training mode whatever the others are in
     _name_adapter_base(model, _hub_name(model))
 
+
 def _unused_has_adapter(model) -> bool:
     """Whether the backbone carries a PEFT adapter."""
     return has_adapter(model.backbone)
+
 
 def save(  # type: ignore[override]  # the others go through kwargs
     model,
@@ -207,6 +210,7 @@ def save(  # type: ignore[override]  # the others go through kwargs
         for config in model.backbone.peft_config.values():
             config.save_pretrained(path / ADAPTER_FOLDER)
 
+
 def push(  # type: ignore[override]  # the others go through kwargs
     model,
     repo_id: str,
@@ -249,11 +253,13 @@ def push(  # type: ignore[override]  # the others go through kwargs
         )
     return str(commit)
 
+
 def _backbone_is_its_own(model) -> bool:
     """Whether the backbone's weights are not (any more) those that can be found at its source."""
     own = (p for name, p in model.backbone.named_parameters() if "lora_" not in name)
     unchanged = model._loaded_digest == _backbone_digest(model)
     return not model.config.backbone_source or not unchanged or any(p.requires_grad for p in own)
+
 
 def load(  # type: ignore[override]  # likewise
     cls: Any,
@@ -291,7 +297,9 @@ def load(  # type: ignore[override]  # likewise
         if memory_file is not None:
             model = _complete(cls, config, memory_file, {n: v for n, v in kwargs.items() if n not in HUB_OPTIONS})
         else:
-            loaded: Any = PreTrainedModel.from_pretrained.__func__(cls, path, *args, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = PreTrainedModel.from_pretrained.__func__(
+                cls, path, *args, config=config, output_loading_info=True, **kwargs
+            )
             model, report = loaded
             _fit_new_parameters(model, report["missing_keys"])
         if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
@@ -301,6 +309,7 @@ def load(  # type: ignore[override]  # likewise
     except (SafetensorError, RuntimeError) as error:
         raise OSError(f"cannot load {path}: {first_line(error)}") from error
     return model.eval()
+
 
 def _complete(cls: Any, config: HMTConfig, memory_file: str, options: dict[str, Any]) -> Any:
     """A model from the memory's parameters and the backbone that its configuration names."""
@@ -315,6 +324,7 @@ def _complete(cls: Any, config: HMTConfig, memory_file: str, options: dict[str, 
     model.freeze_backbone()
     return model
 
+
 def _fit_new_parameters(model, names: set[str]) -> None:
     """Fit those parameters of the memory to the backbone that the checkpoint lacked, being of another mode."""
     missing = [name.removeprefix("memory.") for name in names if name.startswith("memory.")]
@@ -326,14 +336,17 @@ def _fit_new_parameters(model, names: set[str]) -> None:
         model.initialise_memory()
         model.memory.load_state_dict(loaded, strict=False)
 
+
 def _backbone_digest(model) -> str:
     """Digest of the backbone's own weights, exact, without an adapter's."""
     return weights_digest((p for name, p in model.backbone.named_parameters() if "lora_" not in name), exact=True)
+
 
 def _hub_name(model) -> str | None:
     """What others know the backbone by."""
     source = model.config.backbone_source
     return BUILT_INS[source].hub_id if source in BUILT_INS else source or None
+
 
 def _name_adapter_base(model, name: str | None) -> None:
     adapters: dict[str, Any] = model.backbone.peft_config

@@ -16,9 +16,9 @@ from torch import Tensor
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
 from hmt.model.generation import recall_for_prompt
+from hmt.model.losses import CHUNK_POSITIONS
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import StepOutput
-from hmt.model.losses import CHUNK_POSITIONS
 from hmt.model.stream import Stream
 from hmt.text.batches import IGNORED, Sample, pad
 

@@ -98,12 +98,11 @@ def _read_to_targets(model: HMTForCausalLM, ids: Tensor, labels: Tensor) -> tupl
         state before that token.
     """
     first = int((labels >= 0).any(dim=0).nonzero()[0])
-    # At two speeds the rows' segments begin at columns of their own: the banks change hands within a segment.
-    column = first if model.config.speed_tokens else first // model.config.fresh_tokens * model.config.fresh_tokens
+    # Within a segment the banks change hands only where segments begin at columns of their own.
+    inside = model.config.rolling or model.config.speed_tokens
+    column = first if inside else first // model.config.fresh_tokens * model.config.fresh_tokens
     output = model(ids[:, : column + 1], labels=labels[:, : column + 1], return_logits=False)
-    if model.config.speed_tokens:
-        return output, model.remember(ids[:, :column])
-    return output, output.memory.without_unfinished()
+    return output, model.remember(ids[:, :column])
 
 
 def _join(rows: Sequence[tuple[Bank, int]]) -> Bank:

@@ -200,7 +200,13 @@ def plan(
     config = context.config
     warpers = WARPERS if config.do_sample else {}
     allowed = [hf.PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, 1)] if prefix_allowed_tokens_fn else []
-    chosen = [*allowed, *_build(PROCESSORS, context), *(processors or []), *_build(warpers, context), *_build(LAST, context)]
+    chosen = [
+        *allowed,
+        *_build(PROCESSORS, context),
+        *(processors or []),
+        *_build(warpers, context),
+        *_build(LAST, context),
+    ]
     reasons = StoppingCriteriaList(criteria or [])
     if context.eos:
         reasons.append(hf.EosTokenCriteria(eos_token_id=context.eos))

@@ -162,7 +162,8 @@ def read_prompt(
     """Read prompts (B, T): logits (B, V) float32 after the last token of each row, and the state there."""
     stream = Stream(input_ids, attention_mask, state)
     logits: Tensor | None = None
-    for segment, output, state in model.steps(stream, state, return_logits=False, causal=True):
+    for segment, output, after in model.steps(stream, state, return_logits=False, causal=True):
+        state = after
         if recollections is not None:
             recollections.append(output.alone())
         assert output.hidden is not None

@@ -7,8 +7,8 @@ A text is read in segments. For segment n with fresh tokens X_n the step
     reads        body([P_n | sensory memory | X_n | P_n])                                                    (eq. 4)
     remembers    M_n, the hidden state at the trailing P_n, and the token ids of the segment, in the bank.
 
-Sensory memory is a rolling cache of keys and values (`sensory="cache"`), or the last K tokens embedded again in front of
-each segment, as published (`"reread"`). With a cache and without memory embeddings (R = 0, the default) the step is
+Sensory memory is a rolling cache of keys and values (`sensory="cache"`), or the last K tokens embedded again in front
+of each segment, as published (`"reread"`). With a cache and without memory embeddings (R = 0, the default) the step is
 reading through a rolling window and keeping token ids; passages of them are recalled for a prompt (`recall`).
 
 Everything that passes between steps is the `MemoryState`; reading, scoring, training and generating are this one step.
@@ -45,7 +45,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from hmt.config import MEMORY_FIELDS, MemoryConfig, identity_settings
+from hmt.config import MemoryConfig, identity_settings
 from hmt.extensions import Extension, enabled_extensions
 from hmt.memory.bank import NO_TOKEN
 from hmt.memory.passages import Passage, TokenTables, choose_passages, note_use, query_of
@@ -295,7 +295,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         """Compile the body for whole segments with reread; the first segments take long."""
         self.compiled = CompiledBody(self.backbone)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Keep only the inputs of each forward pass of the body while training, and compute the rest again."""
         self.checkpoint_segments = True
 
@@ -400,7 +402,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     def geometry(self) -> Geometry:
         """Division of the rolling window."""
         config = self.config
-        return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, max_positions(self.backbone.config))
+        return Geometry(
+            config.sensory_tokens, config.sinks, config.recalled_tokens, max_positions(self.backbone.config)
+        )
 
     # The step.
 
@@ -447,7 +451,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             return self._nothing(state, fresh), self._advance(state, fresh, None)
         recalled = self._recall_embeddings(state, fresh, query, causal)
         hidden, left_behind, window = self._read(state, fresh, recalled, ids, mask, outputs)
-        logits, extras = None, {}
+        logits: Tensor | None = None
+        extras: dict[str, Tensor] = {}
         adjusting = any(extension.needs_logits for extension in self._extensions())
         if hidden is not None and (adjusting or (return_logits and outputs != "none")):
             logits = head(self.backbone, hidden)
@@ -554,7 +559,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
                 return self._read_on(state, fresh, recalled, ids, mask)
             if outputs == "none" and not self.config.prompt_tokens:
                 return None, nothing, None
-            if torch.is_grad_enabled() or bool((fresh.complete | (fresh.new == 0)).all()) and state.window is None:
+            if torch.is_grad_enabled() or (bool((fresh.complete | (fresh.new == 0)).all()) and state.window is None):
                 return (*self._read_whole(state, fresh, recalled, ids, mask), None)
             return self._read_part(state, fresh, recalled, ids, mask)
 
@@ -614,7 +619,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     def _extend(
         self, window: Window | StateWindow, *pieces: tuple[Tensor, Tensor, int]
     ) -> tuple[tuple[Tensor, ...], Window | StateWindow]:
-        """Feed pieces, each (embeddings (B, m, D), mask (B, m), kind), in one pass: hidden states of each, the window."""
+        """Feed pieces, each (embeddings (B, m, D), mask (B, m), kind), in one pass: their hidden states, the window."""
         widths = [part.shape[1] for part, _, _ in pieces]
         embeddings = torch.cat([part for part, _, _ in pieces], dim=1)
         mask = torch.cat([valid for _, valid, _ in pieces], dim=1)
@@ -1028,7 +1033,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     # Generation: generation.py.
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # what is not named goes through kwargs
         self,
         input_ids: Tensor | None = None,
         generation_config: GenerationConfig | None = None,

@@ -59,7 +59,7 @@ class RecallTrace:
     """Recall of a call.
 
     Attributes:
-        weights: Recall weights (B, R, N) of each segment that recalled embeddings, in order; N is the bank's width then.
+        weights: Recall weights (B, R, N) of each segment that recalled embeddings, in order; N is the width then.
         segments: Number of the segment behind each of those slots, (B, N) int64 each, -1 where it is empty.
         by_segment: Recall distance (B,) of each segment in order; 0 where a row recalled nothing.
         starts: Tokens of the text before each of these segments, (B,) int64 each.

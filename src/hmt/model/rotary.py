@@ -79,7 +79,7 @@ def rotations(backbone: PreTrainedModel) -> list[Rotation | None]:
     frequencies = _frequencies(backbone)
     found: list[Rotation | None] = []
     for layer, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old is None or _close(old, new):
+        if old is None or new is None or _close(old, new):
             found.append(None)
             continue
         steps = torch.full((1, old.shape[2]), -SHIFT)

@@ -22,7 +22,7 @@ class Spliced:
 
     Attributes:
         embeddings: (B, M, D), each row's real positions without gaps.
-        positions: (B, slots) int64, where each slot of the pieces stands in the packed window; None where nothing moved.
+        positions: (B, slots) int64, place of each slot of the pieces in the packed window; None where nothing moved.
         widths: Slots of each piece, in order.
     """
 

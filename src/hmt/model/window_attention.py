@@ -1,14 +1,14 @@
 """The window: keys and values that the backbone attends to, and the one function by which everything enters it.
 
-A `Window` is a value. `extend` feeds new positions to the backbone's body: they attend to what the window holds and join
-it. Each slot of a window has a position, a validity and a kind; which slots a query sees follows from these alone:
+A `Window` is a value. `extend` feeds new positions to the backbone's body: they attend to what the window holds and
+join it. Each slot of a window has a position, a validity and a kind; which slots a query sees follows from these alone:
 
     sinks and recalled passages        always
     memory prompts                     until their segment ends
     all other tokens                   those at most K positions back
 
 so no number depends on how a text is cut into parts. Positions are counted upwards and keys stay as they are, until
-positions would pass the length that the backbone was trained on: then the window is moved back, in one turn of its keys.
+positions would pass the length that the backbone was trained on: then the window is moved back, in one turn of keys.
 
 Shape legend: B rows, n slots of the window, m new positions, H heads, d their width, D embedding size.
 """
@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hmt.memory.rows import packing_order
-from hmt.memory.window import PROMPT, RECALLED, SINK, TOKEN, Buffer, StateWindow, Window
+from hmt.memory.window import RECALLED, SINK, TOKEN, Buffer, StateWindow, Window
 from hmt.model.rotary import rotations
 
 SLACK = 64
@@ -205,9 +205,9 @@ def _attend(
         torch.cat([old, new], dim=1)
         for old, new in zip((kept.positions, kept.valid, kept.kinds), (positions, real, kinds), strict=True)
     ]
-    masks = _masks(backbone, *about, positions, geometry.reach, device)
-    layers = backbone.config.get_text_config(decoder=True).num_hidden_layers
-    old = window.buffer or Buffer([None] * layers, [None] * layers, 0)
+    masks = _masks(backbone, about[0], about[1], about[2], positions, geometry.reach, device)
+    count_layers = backbone.config.get_text_config(decoder=True).num_hidden_layers
+    old = window.buffer or Buffer([None] * count_layers, [None] * count_layers, 0)
     tensors = [t for t in (*old.keys, *old.values) if t is not None]
 
     def run(embeddings: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
@@ -216,20 +216,21 @@ def _attend(
             inputs_embeds=embeddings, attention_mask=masks, position_ids=positions.to(device), past_key_values=cache,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
-        return hidden, *(layer.keys for layer in cache.layers), *(layer.values for layer in cache.layers)
+        layers: list[Any] = cache.layers
+        return hidden, *(layer.keys for layer in layers), *(layer.values for layer in layers)
 
     if recompute and torch.is_grad_enabled():
         hidden, *states = checkpoint(run, embeddings, *tensors, use_reentrant=False)
     else:
         hidden, *states = run(embeddings)
-    keys, values = list(states[:layers]), list(states[layers:])
+    keys, values = list(states[:count_layers]), list(states[count_layers:])
     end = plan.kept + count
     if plan.order is None and window.buffer is not None:
         buffer = window.buffer
         buffer.filled = end
     else:
         buffer = Buffer(keys, values, end)
-    return hidden, Window(buffer, *about, window.next_position)
+    return hidden, Window(buffer, about[0], about[1], about[2], window.next_position)
 
 
 def _plan(window: Window, geometry: Geometry, count: int, device: torch.device) -> tuple[_Plan, Window]:
@@ -299,10 +300,16 @@ def _masks(
 
 def _as_taken(backbone: PreTrainedModel, mask: Tensor) -> Tensor:
     """A bool mask as the backbone's attention takes it: added to the scores where attention is written out."""
-    if backbone.base_model.config._attn_implementation != "eager":
+    if _attention(backbone) != "eager":
         return mask
     zeros = torch.zeros(mask.shape, dtype=backbone.dtype, device=mask.device)
     return zeros.masked_fill_(~mask, torch.finfo(backbone.dtype).min)
+
+
+def _attention(backbone: PreTrainedModel) -> str:
+    """Name of the attention implementation of a backbone's body."""
+    body: Any = backbone.base_model
+    return str(body.config._attn_implementation)
 
 
 def _layer_windows(backbone: PreTrainedModel) -> tuple[bool, int | None]:
@@ -334,9 +341,7 @@ def move_back(backbone: PreTrainedModel, window: Window, geometry: Geometry, row
         values = [None if value is None else value[:, :, : window.slots] for value in buffer.values]
         keys = [None if key is None else key[:, :, : window.slots] for key in keys]
         buffer = Buffer(keys, values, window.slots)
-    return replace(
-        window, buffer=buffer, positions=window.positions - steps, next_position=window.next_position - back
-    )
+    return replace(window, buffer=buffer, positions=window.positions - steps, next_position=window.next_position - back)
 
 
 @torch.no_grad()
@@ -352,7 +357,7 @@ def unsupported(backbone: PreTrainedModel) -> str:
     other = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if other:
         return f"it has layers of the kind {', '.join(sorted(other))}"
-    if "flash" in str(backbone.base_model.config._attn_implementation):
+    if "flash" in _attention(backbone):
         return "flash attention takes no mask; load it with attn_implementation='sdpa'"
     if next(backbone.parameters()).is_meta:
         return ""
@@ -427,12 +432,14 @@ def _restored(backbone: PreTrainedModel, name: str, tensors: dict[str, Tensor]) 
     for path, tensor in tensors.items():
         layer, attribute, key = path.split(".", 2)
         place: Any = vars(cache.layers[int(layer)])
-        place, key = (place[attribute], int(key)) if key else (place, attribute)
-        place[key] = tensor.to(backbone.device).clone()
+        if key:
+            place[attribute][int(key)] = tensor.to(backbone.device).clone()
+        else:
+            place[attribute] = tensor.to(backbone.device).clone()
     return cache
 
 
-def carries_state(backbone: nn.Module) -> bool:
+def carries_state(backbone: PreTrainedModel) -> bool:
     """True for a backbone whose cache is a state of constant size, such as Mamba."""
     config = backbone.config.get_text_config(decoder=True)
     return "mamba" in str(config.model_type) or "rwkv" in str(config.model_type)

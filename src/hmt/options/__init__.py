@@ -14,9 +14,9 @@ from hmt.options.base import (
 )
 from hmt.options.harness import HarnessOptions
 from hmt.options.listing import TasksOptions
-from hmt.options.profiling import PEERS, ProfileOptions
+from hmt.options.profiling import FULL_ATTENTION, ProfileOptions
 from hmt.options.reporting import ReportOptions
-from hmt.options.scoring import BASELINES, COPYING, ROWS, SHUFFLED, WITHOUT_MEMORY, DemoOptions, EvaluateOptions
+from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions, Row
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
@@ -30,12 +30,8 @@ from hmt.options.writing import (
 
 __all__ = [
     "API_KEY",
-    "BASELINES",
-    "COPYING",
-    "PEERS",
+    "FULL_ATTENTION",
     "ROWS",
-    "SHUFFLED",
-    "WITHOUT_MEMORY",
     "AugmentOptions",
     "ChatOptions",
     "ConvertOptions",
@@ -49,6 +45,7 @@ __all__ = [
     "ReadingOptions",
     "RememberOptions",
     "ReportOptions",
+    "Row",
     "SamplingOptions",
     "ServeOptions",
     "TaskOptions",

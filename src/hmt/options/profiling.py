@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from hmt.options.base import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
-from hmt.options.scoring import OTHER_NAMES, ROWS, SHUFFLED, check_means
+from hmt.options.scoring import OTHER_NAMES, ROWS, check_rows
 
-PEERS = ("full_attention", "sliding_cache", "sink_cache")
-"""Rows in which the backbone reads raw text on its own cache: of everything, of a window, of a window with sinks."""
+FULL_ATTENTION = "full_attention"
+"""Row in which the backbone keeps the keys and values of the whole text."""
 
 
 @dataclass(kw_only=True)
@@ -19,16 +19,14 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
 
     lengths: str = "1k,4k,16k,64k"
     """Lengths of the text in tokens; 1k is 1,024."""
-    modes: str = "hmt,rmt,full_attention,sliding_cache,sink_cache"
-    """Rows: full_attention, sliding_cache, sink_cache, and the rows of segments that hmt evaluate knows."""
+    modes: str = "recall,hmt,full_attention"
+    """Rows: full_attention, and those of hmt evaluate that read through a window."""
     split: Literal["train", "validation", "test"] = "train"
     """Split whose text is read, one document after the other, and again from the first if it is too short."""
     new_tokens: int = 32
     """Tokens written after the text."""
     question_tokens: int = 16
     """Tokens asked after the text, before anything is written."""
-    num_sinks: int = 4
-    """First tokens of the text that sink_cache keeps."""
     chunk_tokens: int = 1024
     """Tokens that full_attention reads at one time."""
     max_minutes: float = 10.0
@@ -49,18 +47,13 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
             raise ValueError(f"new_tokens must be at least 2, for there to be time between them, got {self.new_tokens}")
         if not self.text_lengths:
             raise ValueError(f"lengths must be numbers of tokens, got {self.lengths!r}")
-        known = (*PEERS, *ROWS)
+        known = (FULL_ATTENTION, *(name for name, row in ROWS.items() if not row.windowed and not row.control))
         if not self.rows:
             raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
         for row in self.rows:
-            if row not in known or row in ("hmt_uniform", *SHUFFLED):
-                raise ValueError(f"modes must be of {', '.join(PEERS)} or ways of reading segments, got {row!r}")
-        if not 0 <= self.num_sinks <= self.segment_length - 2:
-            raise ValueError(
-                f"num_sinks must lie between 0 and {self.segment_length - 2}, two less than segment_length, "
-                f"got {self.num_sinks}"
-            )
-        check_means(self, self.rows)
+            if row not in known:
+                raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
+        check_rows(self, self.rows)
 
     @property
     def rows(self) -> list[str]:

@@ -9,57 +9,65 @@ from typing import Literal
 
 from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
 
-PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "copy_context": 0}
-"""The backbone with sensory tokens: a sliding window."""
 
-COPIED: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "memory_policy": "fifo"}
-"""The same with copying: a bank of tokens alone, which has no embeddings that a policy could compare."""
+@dataclass(frozen=True)
+class Row:
+    """A row of an evaluation: a method of reading, and everything that the program needs to know about it.
 
-ROWS: dict[str, dict[str, object]] = {
-    "backbone": PLAIN,
-    "isolated": {**PLAIN, "num_sensory": 0},
-    "episodic": {"mode": "backbone", "recall_selection": "lexical", "copy_context": 0},
-    "copying": COPIED,
-    "copy_shuffled": COPIED,
-    "rmt": {"mode": "rmt"},
-    "short_term": {"mode": "short_term"},
-    "hmt": {"mode": "hmt"},
-    "hmt_previous": {"mode": "hmt", "recall_query": "previous"},
-    "hmt_dynamic": {"mode": "hmt", "dynamic_reading": True},
-    "hmt_uniform": {"mode": "hmt"},
-    "hmt_shuffled": {"mode": "hmt"},
-}
-"""Ways of reading segments that an evaluation can put side by side, as changes of the memory settings.
+    Attributes:
+        settings: Changes of the memory settings; a form of sensory memory other than the model's own brings its own
+            defaults.
+        trained: True if it uses learned parts of the memory; else the backbone's weights alone.
+        control: "uniform" recalls every slot alike, "shuffled" reads with the bank of another text.
+        windowed: The backbone over windows of raw text, re-encoded: its longest, or W positions.
+        matched: Mode in which a baseline of this row is trained on the same budget.
+    """
 
-`hmt_uniform` and the shuffled ones are controls: every slot recalled alike, and another text's bank.
-"""
-
-BASELINES = ("native", "sliding", "sinks")
-"""Rows in which the backbone reads windows of raw text: its own longest window, W positions, W with attention sinks."""
-
-OTHER_NAMES = {"rmt_sensory": "short_term"}
-"""RMT with sensory tokens and the short-term mode of HMT are one and the same."""
-
-SHUFFLED = ("copy_shuffled", "hmt_shuffled")
-"""Rows that read with another text's bank."""
-
-COPYING = ("copying", "copy_shuffled")
-"""Rows of the backbone that copies: of the memory's weights they use those of copying alone."""
-
-WITHOUT_MEMORY = ("backbone", "isolated", "episodic", *BASELINES)
-"""Rows that use no other weights than those of the backbone."""
+    settings: dict[str, object]
+    trained: bool = False
+    control: str | None = None
+    windowed: bool = False
+    matched: str | None = "backbone"
 
 
-def check_means(options: ReadingOptions, rows: Sequence[str]) -> None:
-    """Make sure that rows which need a setting have it.
+PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0}
+NGRAM: dict[str, object] = {**PLAIN, "sensory": "cache", "memory_policy": "fifo"}
+
+ROWS: dict[str, Row] = {
+    "full": Row({}, windowed=True),
+    "recompute": Row({}, windowed=True),
+    "sliding": Row({**PLAIN, "sensory": "cache", "num_sinks": 0}),
+    "sinks": Row({**PLAIN, "sensory": "cache"}),
+    "isolated": Row({**PLAIN, "sensory": "reread", "num_sensory": 0}),
+    "backbone": Row({**PLAIN, "sensory": "reread"}),
+    "ngram": Row(NGRAM),
+    "ngram_shuffled": Row(NGRAM, control="shuffled"),
+    "rmt": Row({"mode": "rmt", "sensory": "reread"}, trained=True, matched="rmt"),
+    "short_term": Row({"mode": "short_term", "sensory": "reread"}, trained=True, matched="short_term"),
+    "hmt": Row({"mode": "hmt", "sensory": "reread"}, trained=True, matched=None),
+    "hmt_previous": Row(
+        {"mode": "hmt", "sensory": "reread", "recall_query": "previous"}, trained=True, matched=None
+    ),
+    "hmt_dynamic": Row({"mode": "hmt", "sensory": "reread", "dynamic_reading": True}, trained=True, matched=None),
+    "hmt_uniform": Row({"mode": "hmt", "sensory": "reread"}, trained=True, control="uniform", matched=None),
+    "hmt_shuffled": Row({"mode": "hmt", "sensory": "reread"}, trained=True, control="shuffled", matched=None),
+    "hmt_cache": Row({"mode": "hmt", "sensory": "cache", "recall_query": None}, trained=True, matched=None),
+    "recall": Row({"mode": "hmt", "sensory": "cache", "num_memory_tokens": 0}),
+}  # fmt: skip
+"""Methods that an evaluation can put side by side, by their standard names."""
+
+OTHER_NAMES = {"rmt_sensory": "short_term", "native": "full"}
+"""Other names of rows; RMT with sensory tokens and the short-term mode of HMT are the same."""
+
+
+def check_rows(options: ReadingOptions, rows: Sequence[str]) -> None:
+    """Check that rows which need a setting have it.
 
     Raises:
         ValueError: Naming the row and the flag.
     """
-    if "episodic" in rows and not options.num_recalled_tokens:
-        raise ValueError("the row episodic reads tokens of earlier segments again; give --num_recalled_tokens")
-    if copying := [row for row in rows if row in COPYING and not options.copy_context]:
-        raise ValueError(f"the row {copying[0]} copies what followed the same words before; give --copy_context")
+    if ngram := [row for row in rows if row.startswith("ngram") and not options.ngram_cache]:
+        raise ValueError(f"the row {ngram[0]} needs an n-gram cache; give --ngram_cache")
 
 
 @dataclass(kw_only=True)
@@ -69,8 +77,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     lengths: str = "1k,2k,4k"
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
-    """native sliding sinks backbone isolated episodic copying copy_shuffled rmt short_term hmt hmt_(previous dynamic
-    uniform shuffled)."""
+    """Rows, with commas between them: full recompute sliding sinks isolated backbone ngram ngram_shuffled rmt
+    short_term hmt hmt_(previous dynamic uniform shuffled cache) recall. Default: the model as it is configured."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -80,11 +88,9 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     batch_size: int = 1
     """Spans read side by side."""
     stride: int | None = None
-    """Targets that share a window of sliding and sinks: each has W - stride to W tokens before it; by default W / 2."""
-    num_sinks: int = 4
-    """First tokens of the text that stay in the window of sinks."""
+    """Targets that share a window of the row recompute: each has W - stride to W tokens before it. Default: W / 2."""
     reference: str | None = None
-    """Row that the others are compared with; by default backbone, where it is one of them."""
+    """Row that the others are compared with; Default: sinks or backbone, where it is one of them."""
     replicas: str | None = None
     """More checkpoints, trained like load_from_ckpt with other seeds: rows give mean and spread (A,B)."""
     match_budget: bool = False
@@ -123,21 +129,18 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
             raise ValueError("match_budget and replicas are about trained checkpoints; give one as --load_from_ckpt")
 
     def _check_rows(self) -> None:
-        known = (*BASELINES, *ROWS)
+        known = tuple(ROWS)
         if not self.rows:
             raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
         for row in self.rows:
             if row not in known:
                 raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
-        check_means(self, self.rows)
+        check_rows(self, self.rows)
         if self.reference is not None and self.compared_with is None:
             raise ValueError(f"reference must be one of the rows ({', '.join(self.rows)}), got {self.reference!r}")
 
     def _check_windows(self) -> None:
-        room = self.segment_length - (self.num_sinks if "sinks" in self.rows else 0)
-        if self.num_sinks < 0 or room < 1:
-            raise ValueError(f"num_sinks must lie between 0 and segment_length ({self.segment_length}) - 1")
-        most = min(room, max(self.segment_length // 2, 1))
+        most = max(self.window // 2, 1)
         if self.window_stride > most:
             raise ValueError(
                 f"stride must be at most {most}: every target of a window has half of it in front, got {self.stride}"
@@ -146,14 +149,15 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     @property
     def rows(self) -> list[str]:
         """The rows of the table, each once."""
-        named = [row.strip() for row in (self.modes or self.mode).split(",") if row.strip()]
+        own = self.mode if self.sensory == "reread" or self.mode != "hmt" else "hmt_cache" if self.recalls else "sinks"
+        named = [row.strip() for row in (self.modes or own).split(",") if row.strip()]
         return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
 
     @property
     def compared_with(self) -> str | None:
         """The row that the others are compared with, or None."""
-        row = OTHER_NAMES.get(self.reference or "backbone", self.reference or "backbone")
-        return row if row in self.rows else None
+        wanted = [OTHER_NAMES.get(self.reference, self.reference)] if self.reference else ["sinks", "backbone"]
+        return next((row for row in wanted if row in self.rows), None)
 
     @property
     def scored_tokens(self) -> int:
@@ -163,7 +167,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     @property
     def window_stride(self) -> int:
         """Targets that share a window."""
-        return self.stride or max(self.segment_length // 2, 1)
+        return self.stride or max(self.window // 2, 1)
 
     @property
     def checkpoints(self) -> list[str | None]:

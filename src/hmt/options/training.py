@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hmt.config import Sensory
 from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
@@ -15,6 +16,11 @@ TRACKERS = ("wandb", "tensorboard", "trackio")
 class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Teach the memory: first with the last memory embedding only (stage 1), then with recall (stage 2)."""
 
+    sensory: Sensory | None = "reread"
+    """Sensory memory: re-encode the last tokens in front of each segment, as published, or keep keys and values in a
+    rolling cache."""
+    num_recalled_tokens: int | None = 0
+    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall."""
     save_ckpt: Path = Path("runs/checkpoint")
     """Directory the trained checkpoint is written to; DIR.run beside it holds the record of the run."""
     save_every: int | None = None
@@ -49,10 +55,6 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
     retrieval_loss_weight: float = 1.0
     """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
-    distillation_weight: float = 0.0
-    """Weight of learning what the backbone itself predicts with all of a sample before it; 0 not at all."""
-    distillation_teacher: Literal["backbone", "adapted"] = "backbone"
-    """Who predicts there: the backbone as it was, or with the adapter as it is at that step."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone, or of its LoRA adapter."""
     memory_learning_rate: float = 1e-3
@@ -143,13 +145,6 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             )
         if self.retrieval_loss_weight < 0:
             raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")
-        if self.distillation_weight < 0 or (self.distillation_weight and self.train_backbone):
-            raise ValueError(
-                "distillation_weight must be at least 0, and its teacher is a backbone that is not trained itself: "
-                f"give --use_lora instead of --train_backbone, got {self.distillation_weight}"
-            )
-        if self.distillation_teacher == "adapted" and not self.use_lora:
-            raise ValueError("distillation_teacher adapted is the backbone with its trained adapter: give --use_lora")
         parse_share(self.train_set_split)
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")

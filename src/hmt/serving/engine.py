@@ -243,7 +243,7 @@ class Parts(TextStreamer):
             self._last.extend(value.flatten().tolist())
             tail = str(self.tokenizer.decode(list(self._last)))
             if any(one in tail for one in self._stop):
-                self.stopped = self._told.told = True
+                self.stopped = self._told.cancelled = True
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -253,7 +253,7 @@ class Parts(TextStreamer):
         self._held += text
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
-            self._cut = self.stopped = self._told.told = True
+            self._cut = self.stopped = self._told.cancelled = True
             ready, self._held = self._held[: min(found)], ""
         else:
             waiting = 0 if stream_end else self._beginning_of_a_stop()

@@ -52,9 +52,8 @@ def curriculum(options: TrainOptions) -> list[Stage]:
 def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
     """Freeze the backbone, adapt it, or train it whole; or train the map between two reading speeds alone."""
     if options.train_memory_map:
-        assert model.memory.memory_map is not None
         model.requires_grad_(False)
-        model.memory.memory_map.requires_grad_(True)
+        model.extensions["dynamic_reading"].requires_grad_(True)
         return
     if options.train_backbone:
         model.requires_grad_(True)
@@ -73,7 +72,8 @@ def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[
     Raises:
         ValueError: If there is nothing to train.
     """
-    memory = [parameter for parameter in model.memory.parameters() if parameter.requires_grad]
+    learned = (*model.memory.parameters(), *model.extensions.parameters())
+    memory = [parameter for parameter in learned if parameter.requires_grad]
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     groups = [
         {"name": "memory", "params": memory, "lr": options.memory_learning_rate},
@@ -81,7 +81,10 @@ def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("nothing to train: mode backbone has no memory; give --use_lora or --train_backbone")
+        raise ValueError(
+            "nothing to train: this memory has no parameters; give --num_memory_tokens 1 or more, --use_lora or "
+            "--train_backbone"
+        )
     return groups
 
 
@@ -113,7 +116,7 @@ class PartSizes:
         """The sizes of a model's parts."""
         backbone = [(name, parameter.numel()) for name, parameter in model.backbone.named_parameters()]
         adapter = sum(count for name, count in backbone if "lora_" in name)
-        memory = sum(parameter.numel() for parameter in model.memory.parameters())
+        memory = sum(p.numel() for p in (*model.memory.parameters(), *model.extensions.parameters()))
         return cls(sum(count for _, count in backbone) - adapter, adapter, memory)
 
     @property

@@ -106,8 +106,6 @@ def check_stages(accelerator: Accelerator, options: TrainOptions, stages: int, c
         raise ValueError("FSDP trains the model as it is saved: give --mode short_term for stage 1, --hmt_stage_2 then")
     if options.save_every or options.resume or options.patience:
         raise ValueError("with FSDP a run is saved at its end: no --save_every, --resume or --patience yet")
-    if options.distillation_weight:
-        raise ValueError("with FSDP nobody holds the whole backbone that would teach: no --distillation_weight yet")
 
 
 def gathered(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor] | None:

@@ -45,6 +45,7 @@ from hmt.training.launch import (
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult
+from hmt.training.testing import bottleneck_error
 from hmt.training.watch import begin_tracking, draw, flat, logged_to, recall_of, show_pictures
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,6 @@ class Training:
             learning_rates=result.learning_rates,
             seconds=round(progress.seconds, 3),
             **({} if result.retrieval_loss is None else {"retrieval_loss": result.retrieval_loss}),
-            **({} if result.distillation_loss is None else {"distillation_loss": result.distillation_loss}),
         )
         if self._keep:
             self.accelerator.log(flat(self._record.history[-1]), step=progress.steps)
@@ -367,7 +367,7 @@ class Training:
             "first_loss": _mean(losses[:LOG_EVERY_STEPS]),
             "last_loss": _mean(losses[-LOG_EVERY_STEPS:]),
             "best_validation_loss": progress.best,
-            "autoencoder_error": self.model.autoencoder and self.model.autoencoder.error,
+            "bottleneck_error": bottleneck_error(self.model),
             "timing": self._times.result() if self.options.timing else None,
             "interrupted": self.interrupted,
             "processes": self.accelerator.num_processes,

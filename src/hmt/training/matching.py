@@ -92,7 +92,7 @@ def matched_options(budget: Budget, mode: str, learning_rate: float | None = Non
         options,
         **budget.backbone,
         mode=mode,  # type: ignore[arg-type]  # one of MATCHED_MODES
-        copy_context=0,
+        ngram_cache=0,
         save_ckpt=matched_path(str(budget.checkpoint), mode),
         load_from_ckpt=None,
         resume=True,
@@ -137,7 +137,7 @@ def matching_rank(budget: Budget) -> int:
 
     config = HMTConfig.from_pretrained(budget.checkpoint)
     with torch.device("meta"):
-        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config.backbone_config)
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=False)
         memory = HMTForCausalLM(config, backbone=backbone).memory
         wanted = sum(parameter.numel() for parameter in memory.parameters())
         adapted = HMTForCausalLM.from_backbone(backbone, **memory_fields(config))

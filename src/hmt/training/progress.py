@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_directory, atomic_file
+from hmt.config import fields_with
 from hmt.metrics.environment import environment
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
@@ -37,14 +38,12 @@ logger = logging.getLogger(__name__)
 FOLDER = "training"
 
 SAME = (
-    "mode", "segment_length", "num_sensory", "num_memory_tokens", "seed", "task_name", "task_subset", "train_set_split",
+    "seed", "task_name", "task_subset", "train_set_split",
     "max_documents", "batch_size", "gradient_accumulation_steps", "bptt_depth", "stage_1_step", "hmt_stage_1",
-    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone", "copy_context",
+    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone",
+    *fields_with("resume"),
 )  # fmt: skip
 """Settings that a run cannot change on the way: what its samples, stages and optimizer are made of."""
-
-NEWER = {"copy_context": 0}
-"""What those of them were that older runs did not note."""
 
 
 @dataclass
@@ -170,7 +169,7 @@ def check_same_run(options: TrainOptions) -> None:
     """
     stored = json.loads((options.save_ckpt / FOLDER / "progress.json").read_text())["options"]
     for name in SAME:
-        ours, theirs = getattr(options, name), stored.get(name, NEWER.get(name))
+        ours, theirs = getattr(options, name), stored.get(name)
         if ours != theirs:
             raise ValueError(f"{name} is {theirs} in {options.save_ckpt} and cannot be resumed with {ours}")
 

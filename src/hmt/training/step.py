@@ -28,7 +28,6 @@ from hmt.options import TrainOptions
 from hmt.pretrained import first_line
 from hmt.text.batches import Batch
 from hmt.training.launch import uses_deepspeed
-from hmt.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +44,12 @@ class StepResult:
     Attributes:
         loss: Mean nats per scored target, over all processes.
         retrieval_loss: Mean nats of recalling a supporting segment, or None where the rows do not name any.
-        distillation_loss: Mean nats per scored target of the divergence from the teacher, or None without one.
         grad_norm: Norm of the gradient before clipping.
         learning_rates: Of each group of parameters, by name.
     """
 
     loss: float
     retrieval_loss: float | None
-    distillation_loss: float | None
     grad_norm: float
     learning_rates: dict[str, float]
 
@@ -86,14 +83,9 @@ class Stepper:
         self.fresh_tokens = None if config.speed_tokens else config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
-        self._teacher = (
-            Teacher(accelerator.unwrap_model(model), adapted=options.distillation_teacher == "adapted")
-            if options.distillation_weight
-            else None
-        )
         self._rows_at_once = options.batch_size
-        beside, distillation = options.retrieval_loss_weight, options.distillation_weight
-        self._weights = torch.tensor([1.0, beside, beside, distillation], device=accelerator.device)
+        beside = options.retrieval_loss_weight
+        self._weights = torch.tensor([1.0, beside, beside], device=accelerator.device)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._skipped = 0
 
@@ -113,7 +105,7 @@ class Stepper:
         sums = self._backward(batch, targets)
         accelerator = self._accelerator
         norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
-        loss, retrieval, _, divergence = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
+        loss, retrieval, _ = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
         self._check(loss, norm, batch)
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
         try:
@@ -129,13 +121,12 @@ class Stepper:
         return StepResult(
             loss=loss,
             retrieval_loss=None if batch.supporting is None else retrieval,
-            distillation_loss=None if self._teacher is None else divergence,
             grad_norm=norm,
             learning_rates=rates,
         )
 
     def _backward(self, batch: Batch, targets: int) -> Tensor:
-        """Gradients of a step, and the sums (4,) of this process, see `_nats`."""
+        """Gradients of a step, and the sums (3,) of this process, see `_nats`."""
         while True:
             try:
                 return self._parts(batch, targets)
@@ -154,7 +145,7 @@ class Stepper:
         accelerator = self._accelerator
         parts = batch.split(self._rows_at_once)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
-        sums: Tensor = torch.zeros(4, device=accelerator.device)
+        sums: Tensor = torch.zeros(3, device=accelerator.device)
         for part in parts:
             with accelerator.accumulate(self.model):
                 nats = self._nats(part)
@@ -168,21 +159,19 @@ class Stepper:
         return sums
 
     def _nats(self, part: Batch) -> Tensor:
-        """Of some rows: nats over scored targets; retrieval, retention, distillation loss once for each; sums, (4,)."""
+        """Of some rows: nats over scored targets; retrieval and retention loss once for each; sums, (3,)."""
         device = self._accelerator.device
-        input_ids = part.input_ids.to(device)
         output: Any = self.model(
-            input_ids,
+            part.input_ids.to(device),
             attention_mask=part.attention_mask.to(device),
             labels=part.labels.to(device),
             loss_tokens=self._options.loss_tokens,
             truncate_every=self._options.truncate_every,
             supporting=part.supporting,
             return_logits=False,
-            teacher_states=None if self._teacher is None else self._teacher.states(input_ids),
         )
         nats = output.nll.sum()
-        known = [output.retrieval_loss, output.retention_loss, output.distillation_loss]
+        known = [output.retrieval_loss, output.retention_loss]
         count = output.scored_mask.sum()
         return torch.stack([nats, *(torch.zeros_like(nats) if one is None else one * count for one in known)])
 

@@ -51,13 +51,19 @@ def examine(
                 score(accelerator, model, samples[: size * accelerator.num_processes], size, options.loss_tokens)
         figures["timing"] = times.result()
         lines.append(f"time of a batch of test samples: {times}")
-    if model.autoencoder is not None:
-        figures["autoencoder_error"] = model.autoencoder.error
+    if (error := bottleneck_error(model)) is not None:
+        figures["bottleneck_error"] = error
     if options.plot_hist:
         lines.append(_histogram(accelerator, distances, options, figures))
     if options.generate is not None:
         lines.append(_write_on(accelerator, model, samples, options, tokenizer))
     return figures, lines
+
+
+def bottleneck_error(model: HMTForCausalLM) -> float | None:
+    """Relative norm of what the DCT bottleneck drops, mean over positions and layers; None without one."""
+    extensions = dict(model.extensions.items())
+    return extensions["dct_bottleneck"].error if "dct_bottleneck" in extensions else None  # type: ignore[return-value]
 
 
 def _histogram(
