@@ -30,7 +30,7 @@ from hmt.atomic import atomic_directory, atomic_file
 from hmt.metrics.environment import environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
-from hmt.report.sources import read_history
+from hmt.report.data import read_history
 
 logger = logging.getLogger(__name__)
 
