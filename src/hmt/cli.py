@@ -210,7 +210,7 @@ def _quieten(loads_model: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "lm_eval", "absl"):
+    for noisy in ("httpx", "httpx2", "urllib3", "datasets", "PIL", "lm_eval", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # DeepSpeed, where it is installed, warns on standard output that there is no GPU, and sets its own level.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -10,8 +10,9 @@ from hmt import evaluate
 from hmt.atomic import atomic_file
 from hmt.model.loading import load
 from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
+from hmt.report import check_installed
+from hmt.report.data import Material, add_figures
 from hmt.report.publish import PAGE, write_report
-from hmt.report.sources import Material, add_figures
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training
@@ -27,6 +28,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     Returns:
         All figures, and the closing text with the table and where the report is.
     """
+    check_installed()
     shared: dict[str, Any] = {
         "model_name": options.model_name,
         "task_name": options.task_name,

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from hmt.evaluation.speed import Material, measure, prepare
 from hmt.metrics.environment import commit, environment
 from hmt.options import ProfileOptions
-from hmt.report.measured import COST, measured_charts
-from hmt.report.plot import save_png
+from hmt.report import check_installed
 from hmt.report.table import format_table
 
 logger = logging.getLogger(__name__)
@@ -49,9 +48,12 @@ def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
         `matmul_flops_per_second`; and where and with what it was measured. And the same as a table.
 
     Raises:
+        ImportError: If there is to be a picture, and the packages that draw are not installed.
         OSError: If there is no such model, tokenizer or text.
         ValueError: If they do not fit.
     """
+    if options.plot is not None:
+        check_installed()
     material = _alone(prepare, options)
     rows: list[dict[str, Any]] = []
     try:
@@ -71,8 +73,12 @@ def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
         "rows": rows,
         "fits": [fit for row in options.rows if (fit := fit_of(row, rows)) is not None],
     }
-    if options.plot is not None and (charts := measured_charts(COST, rows)):
-        save_png(charts, options.plot, across=2)
+    if options.plot is not None:
+        from hmt.report.charts import panels
+        from hmt.report.drawing import save
+
+        if drawn := panels(figures, "Speed and memory"):
+            save(drawn, options.plot, columns=2)
     return figures, describe(figures)
 
 

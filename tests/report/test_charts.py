@@ -1,180 +1,165 @@
-"""Plots as values: their numbers, ticks and ends."""
+"""Plots: their numbers are the measured ones, in the chart and in the CSV file."""
 
 from __future__ import annotations
 
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from hmt.report.charts import Axis, BarChart, Chart, HeatMap, Line, LineChart, Point, short, tick_labels
-from hmt.report.curves import training_charts
-from hmt.report.maps import MOST_CELLS, recall_charts
-from hmt.report.measured import COST, QUALITY, measured_charts, needle_charts
-from hmt.report.plot import save_png
-from hmt.report.svg import draw
+from hmt.report.charts import MOST_CELLS, PLOTS, panels
+from hmt.report.drawing import Panel, save
+from tests.report.figures import FIGURES
 
 
-def lines(**more: object) -> LineChart:
-    """A plot of two lines, one with an interval."""
-    points = (Point(1024, 20.5, 19.0, 22.0), Point(2048, 20.25, 18.5, 21.75))
-    parts = (Line("hmt", points), Line("backbone", (Point(1024, 30.0),), colour=1, dash=1))
-    axes = {"x": Axis("context", "log", (1024, 2048)), "y": Axis("perplexity")} | more
-    return LineChart("perplexity", "Perplexity", "", lines=parts, **axes)  # type: ignore[arg-type]
+def spec(panel: Panel) -> dict[str, Any]:
+    assert panel.chart is not None
+    return panel.chart.to_dict()
 
 
-EVERY_KIND: list[Chart] = [
-    lines(),
-    BarChart("bars", "Bars", "", Axis("distance"), Axis("segments"), ((1, 3), (7, 1))),
-    HeatMap("cells", "Cells", "", Axis("length"), Axis("depth"), ((0.0, 1024, 0.5), (1.0, 1024, 1.0)), "accuracy", 1.0),
-    HeatMap("map", "Map", "", Axis("recalled"), Axis("segment"), ((1, 0, 0.7), (5, 3, 0.2)), "weight", 0.7, 0.5, True),
-]
+def data(chart: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that a chart draws."""
+    return chart.get("data", chart.get("layer", [{}])[0].get("data"))["values"]
 
 
-def test_a_csv_has_the_intervals_and_gaps_where_there_are_none() -> None:
-    rows = list(csv.reader(io.StringIO(lines().csv())))
-    assert rows == [
-        ["line", "context", "perplexity", "low", "high"],
-        ["hmt", "1024", "20.5", "19.0", "22.0"],
-        ["hmt", "2048", "20.25", "18.5", "21.75"],
-        ["backbone", "1024", "30.0", "", ""],
-    ]
+def channel(chart: dict[str, Any], name: str, layer: int = -1) -> dict[str, Any]:
+    return chart["layer"][layer]["encoding"][name]
 
 
-@pytest.mark.parametrize("chart", EVERY_KIND, ids=lambda chart: chart.name)
-def test_every_kind_is_drawn_as_svg_and_as_png(chart: Chart, tmp_path: Path) -> None:
-    assert draw(chart).startswith("<svg ")
-    save_png([chart, chart], tmp_path / "deep" / "plot.png", across=2)
-    with Image.open(tmp_path / "deep" / "plot.png") as picture:
-        assert picture.width > 1500
-        assert len(picture.convert("RGB").resize((64, 64)).getcolors(1 << 12) or ()) > 5
+def drawn(section: str, figures: dict[str, Any] = FIGURES) -> dict[str, Panel]:
+    return {panel.name: panel for panel in panels(figures, section)}
 
 
-@pytest.mark.parametrize(
-    ("axis", "low", "high", "ticks"),
-    [
-        (Axis(""), 11.9, 20.3, [12, 14, 16, 18, 20]),
-        (Axis(""), 0.0, 0.23, [0, 0.05, 0.1, 0.15, 0.2]),
-        (Axis("", "log"), 900, 110_000, [1000, 10_000, 100_000]),
-        (Axis("", "log"), 90, 1100, [100, 200, 500, 1000]),
-        (Axis("", "log"), 510, 560, [510, 520, 530, 540, 550, 560]),
-        (Axis("", "log", (512, 1024, 4096)), 500, 3000, [512, 1024]),
-    ],
-)
-def test_ticks_are_round_numbers_or_those_asked_for(axis: Axis, low: float, high: float, ticks: list[float]) -> None:
-    assert axis.ticks(low, high) == ticks
+@pytest.mark.parametrize("section", PLOTS)
+def test_chart_and_csv_hold_the_same_numbers(section: str) -> None:
+    found = panels(FIGURES, section)
+    assert found
+    for panel in found:
+        if panel.chart is not None:
+            assert data(spec(panel)) == panel.rows
+        columns, *rows = csv.reader(io.StringIO(panel.csv()))
+        assert columns == list(panel.rows[0])
+        assert rows == [["" if value is None else str(value) for value in row.values()] for row in panel.rows]
 
 
-def test_an_axis_of_one_value_has_room_on_both_sides() -> None:
-    for axis in (Axis(""), Axis("", "log"), Axis("", "log", least=4.0)):
-        low, high = axis.limits([512.0])
-        assert low < 512 < high
-        assert len(axis.ticks(low, high)) >= 1
-    low, high = Axis("", "log", least=4.0).limits([800.0, 820.0])
-    assert high / low == pytest.approx(4.0)  # what hardly grows looks as if it hardly grew
+def test_every_registered_plot_draws_something() -> None:
+    names = [panel.name for section in PLOTS for panel in panels(FIGURES, section)]
+    for plots in PLOTS.values():
+        assert all(any(name.startswith(plot) for name in names) for plot in plots if plot not in ("f1", "rouge-l"))
+    assert all(panels({}, section) == [] for section in PLOTS)
 
 
-def test_numbers_are_written_short() -> None:
-    assert [short(value) for value in (None, 0, 3, 2048, 28.0234, 0.00012)] == [
-        "-",
-        "0",
-        "3",
-        "2,048",
-        "28.02",
-        "1.20e-04",
-    ]
-    assert tick_labels([512, 1024, 10240, 1 << 20]) == ["512", "1k", "10k", "1M"]
-    assert tick_labels([1000, 2500]) == ["1,000", "2,500"]
-    assert tick_labels([0.0001, 0.5]) == ["1e-4", "0.5"]
+def test_measured_values_and_intervals_reach_the_plot() -> None:
+    rows = drawn("Quality against length")["perplexity"].rows
+    assert rows[0] == {"row": "backbone", "context_tokens": 1024, "ppl": 30.125, "low": 30, "high": 31}
+    assert [(row["row"], row["context_tokens"]) for row in rows] == [
+        ("backbone", 1024), ("backbone", 8192), ("hmt", 1024), ("hmt", 8192),
+    ]  # fmt: skip
+    assert drawn("Speed and memory")["peak-mb"].rows[-1] == {"row": "hmt", "context_tokens": 8192, "peak_mb": 812.25}
+    assert drawn("Needles")["needle-hmt"].rows[0] == {"depth": 0, "length": 64, "accuracy": 0.75}
+    assert drawn("Recall")["recall-book-"].rows[-1] == {"segment": 4, "recalled": 3, "weight": 0.125}
+    assert drawn("Recall")["recall-distance"].rows == [{"distance": 1, "count": 1}, {"distance": 2, "count": 3}]
 
 
-def test_lines_are_told_apart_by_row_and_series() -> None:
+def test_rows_have_a_color_and_series_a_dash() -> None:
     rows = [
         {"row": row, "series": series, "context_tokens": tokens, "ppl": 20.0, "ppl_causal": None}
-        for row in ("backbone", "hmt")
-        for series in ("untrained", "trained")
-        for tokens in (2048, 1024)
-    ]
-    (chart,) = measured_charts(QUALITY, rows)
-    assert isinstance(chart, LineChart)
-    assert [(line.name, line.colour, line.dash) for line in chart.lines] == [
-        ("backbone, untrained", 0, 0),
-        ("hmt, untrained", 1, 0),
-        ("backbone, trained", 0, 1),
-        ("hmt, trained", 1, 1),
-    ]
-    assert [point.x for point in chart.lines[0].points] == [1024, 2048]
-    assert chart.table()[0] == ["line", "context_tokens", "ppl"]  # no interval was measured
+        for row in ("backbone", "hmt") for series in ("untrained", "trained") for tokens in (2048, 1024)
+    ]  # fmt: skip
+    chart = spec(drawn("Quality against length", {"rows": rows})["perplexity"])
+    assert channel(chart, "color", 0)["scale"]["domain"] == ["backbone", "hmt"]
+    assert channel(chart, "strokeDash", 0)["scale"]["domain"] == ["untrained", "trained"]
+    assert channel(chart, "shape")["scale"]["domain"] == ["backbone", "hmt"]
+    assert [row["context_tokens"] for row in data(chart)[:2]] == [1024, 2048]
+    assert all("low" not in row for row in data(chart))
 
 
-def test_a_measure_is_plotted_against_whatever_length_its_rows_have() -> None:
-    profile = [
-        {"row": "hmt", "length": n, "tokens_per_second": 9.0, "ms_per_token": 70.0, "peak_mb": None} for n in (64, 128)
-    ]
-    distances = [{"row": "hmt", "distance": n, "accuracy": 0.5} for n in (1, 2)]
-    assert [chart.name for chart in measured_charts(COST, profile)] == ["tokens_per_second", "ms_per_token"]
-    (chart,) = measured_charts(QUALITY, distances)
-    assert chart.x.key == "distance"
-    assert measured_charts(QUALITY, [{"row": "hmt", "ppl": 3.0}]) == []
+def test_a_measure_is_plotted_against_the_length_that_its_rows_have() -> None:
+    profile = [{"row": "hmt", "length": n, "tokens_per_second": 9.0, "peak_mb": None} for n in (64, 128)]
+    (speed,) = panels({"rows": profile}, "Speed and memory")
+    assert channel(spec(speed), "x")["field"] == "length"
+    (accuracy,) = panels(
+        {"rows": [{"row": "hmt", "distance": n, "accuracy": 0.5} for n in (1, 2)]}, "Quality against length"
+    )
+    assert channel(spec(accuracy), "x")["field"] == "distance"
+    assert panels({"rows": [{"row": "hmt", "ppl": 3.0}]}, "Quality against length") == []
+
+
+def test_small_differences_look_small_on_a_logarithmic_axis() -> None:
+    rows = [{"row": "hmt", "length": n, "peak_mb": 800.0 + n} for n in (1, 2)]
+    low, high = channel(spec(drawn("Speed and memory", {"rows": rows})["peak-mb"]), "y")["scale"]["domain"]
+    assert high / low == pytest.approx(4.0)
+    assert low < 801 < 802 < high
 
 
 def test_rows_of_a_single_length_stand_side_by_side() -> None:
-    rows = [{"row": f"row {n}", "context_tokens": 1024, "ppl": 9.0, "ppl_low": 8.5, "ppl_high": 9.5} for n in range(10)]
-    (chart,) = measured_charts(QUALITY, rows)
-    assert isinstance(chart, LineChart)
-    places = [place for line in chart.lines for place in chart.places(line)]
-    left, right = chart.span[0]
-    assert places == sorted(set(places))
-    assert left < places[0] < places[-1] < right
-    assert {row[1] for row in chart.table()[1]} == {1024}  # the numbers stay what they are
-    assert draw(chart).count('class="whisker"') == 10
-    looks = [(line.colour % 8, line.strokes) for line in chart.lines]
-    assert len(set(looks)) == 10
+    rows = [{"row": f"row {n}", "context_tokens": 1024, "ppl": 9.0, "ppl_low": 8.5, "ppl_high": 9.5} for n in range(3)]
+    chart = spec(drawn("Quality against length", {"rows": rows})["perplexity"])
+    assert channel(chart, "x")["field"] == "row"
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["rule", "point"]
 
 
-def test_each_row_has_a_map_of_needles() -> None:
-    cells = [
-        {"row": row, "length": n, "depth": d, "accuracy": 0.25, "count": 4}
-        for row in ("hmt", "rmt") for n in (64, 128) for d in (1.0, 0.0)
+def test_missing_values_and_values_that_are_not_numbers_are_left_out() -> None:
+    rows = [
+        {"row": "hmt", "context_tokens": 64, "ppl": None},
+        {"row": "hmt", "context_tokens": 128, "ppl": float("nan")},
+        {"row": "hmt", "context_tokens": 256, "ppl": 3.5, "ppl_low": None, "ppl_high": None},
+    ]
+    assert (
+        drawn("Quality against length", {"rows": rows})["perplexity"].csv() == "row,context_tokens,ppl\nhmt,256,3.5\n"
+    )
+    history = [
+        {"step": 1, "stage": "a", "loss": 3.0, "grad_norm": 0.0},
+        {"step": 2, "stage": "b", "loss": float("nan"), "grad_norm": 0.5},
+        {"step": 3, "stage": "b", "loss": 2.0, "validation_loss": 2.5},
+    ]
+    training = drawn("Training", {"history": history})
+    assert [(row["series"], row["step"], row["loss"]) for row in training["loss"].rows] == [
+        ("training", 1, 3.0), ("training", 3, 2.0), ("validation", 3, 2.5),
     ]  # fmt: skip
-    charts = needle_charts(cells)
-    assert [chart.name for chart in charts] == ["needle-hmt", "needle-rmt"]
-    assert charts[0].table() == (
-        ["depth", "length", "accuracy"], [[0.0, 64, 0.25], [0.0, 128, 0.25], [1.0, 64, 0.25], [1.0, 128, 0.25]],
-    )  # fmt: skip
+    assert [row["grad_norm"] for row in training["gradient-norm"].rows] == [0.5]
+    begins = [layer["data"]["values"] for layer in spec(training["loss"])["layer"] if layer["mark"]["type"] == "rule"]
+    assert begins == [[{"at": 1.5, "label": "stage b"}]]
 
 
 @pytest.mark.parametrize("histogram", [{"1": 2, "3": 1}, [[3, 1], [1, 2], [0, 9]], [1, 3, 1, 0]])
 def test_distances_are_counted_however_they_are_written(histogram: object) -> None:
-    (chart,) = recall_charts([], histogram)
-    assert chart.csv() == "distance,count\n1,2\n3,1\n"
+    assert drawn("Recall", {"recall_distances": histogram})["recall-distance"].csv() == "distance,count\n1,2\n3,1\n"
 
 
-def test_a_long_text_keeps_the_strongest_of_each_segment() -> None:
-    records = [
+def test_a_long_text_keeps_the_strongest_cells_of_each_segment() -> None:
+    entries = [
         {"segment": n, "weights": [[slot, (slot + 1) / 1000] for slot in range(n)], "distance": 1} for n in range(200)
     ]
-    chart = recall_charts(records)[0]
-    assert isinstance(chart, HeatMap)
-    assert len(chart.cells) <= MOST_CELLS
-    assert (199, 198, 0.199) in chart.cells
-    assert (199, 0, 0.001) not in chart.cells
-    assert "weaker ones are left out" in chart.note
+    panel = drawn("Recall", {"recall": entries})["recall--"]
+    assert len(panel.rows) <= MOST_CELLS
+    cells = {(row["segment"], row["recalled"]): row["weight"] for row in panel.rows}
+    assert cells[199, 198] == 0.199
+    assert (199, 0) not in cells
 
 
-def test_a_step_without_a_number_leaves_a_gap_in_the_curves() -> None:
-    history = [
-        {"step": 1, "stage": "a", "loss": 3.0, "grad_norm": 0.0, "learning_rates": {"memory": 1e-3}},
-        {"step": 2, "stage": "b", "loss": float("nan"), "grad_norm": 0.5, "learning_rates": {"memory": 1e-3}},
-        {"step": 3, "stage": "b", "loss": 2.0, "validation_loss": 2.5, "learning_rates": {"memory": 1e-3}},
-    ]
-    loss, norm, rates = training_charts(history)
-    assert loss.table()[1][:2] == [["each step", 1, 3.0], ["each step", 3, 2.0]]
-    assert loss.table()[1][-1] == ["validation", 3, 2.5]
-    assert norm.table()[1] == [["gradient norm", 2, 0.5]]
-    assert len(rates.table()[1]) == 3
-    assert isinstance(loss, LineChart)
-    assert loss.borders == ((1.5, "stage b"),)
-    assert training_charts([{"step": 1}]) == []
+def test_a_recall_map_finds_both_texts_of_a_cell() -> None:
+    chart = spec(drawn("Recall")["recall-book-"])
+    first, _, second, _ = chart["transform"][:4]
+    assert (first["lookup"], second["lookup"]) == ("recalled", "segment")
+    assert second["from"]["data"]["values"][1]["text"] == FIGURES["recall"][1]["text"]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_pictures_show_every_chart(kind: str, tmp_path: Path) -> None:
+    found = [panel for section in PLOTS for panel in panels(FIGURES, section) if panel.chart is not None]
+    file = tmp_path / "deep" / f"all.{kind}"
+    save(found, file, columns=3)
+    if kind == "svg":
+        assert all(panel.title in file.read_text() for panel in found)
+        return
+    with Image.open(file) as picture:
+        width, height = picture.width // 3, picture.height // -(-len(found) // 3)
+        assert width > 1000
+        for number in range(len(found)):
+            left, top = number % 3 * width, number // 3 * height
+            part = picture.convert("RGB").crop((left, top, left + width, top + height)).resize((96, 96))
+            assert len(part.getcolors(1 << 14) or ()) > 20

@@ -1,4 +1,4 @@
-"""Runs that show what other runs left behind."""
+"""Options of `hmt report`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from hmt.options.base import OutputOptions
 
 @dataclass(kw_only=True)
 class ReportOptions(OutputOptions):
-    """Write one HTML page of what a run left behind, with each plot as PNG and its numbers as CSV."""
+    """Write one HTML page of what runs left behind, with each plot as PNG and SVG and its numbers as CSV."""
 
     sources: Positional[tuple[Path, ...]] = ()
-    """Directories of runs (a checkpoint, or its .run), files written with --json, memory files."""
+    """Run directories (a checkpoint, or its .run), files written with --json, memory files."""
     run_dir: Path | None = None
-    """Directory of a run, as if named without a flag."""
+    """Run directory; same as a positional argument."""
     out: Path | None = None
-    """Directory of the report; by default `report` in the run's directory, or FILE.report beside a file."""
+    """Output directory; by default `report` in the run directory, or FILE.report beside a file."""
     model_name: str | None = None
-    """Model whose tokenizer the texts of memory files need; by default that of the run, or the one that wrote them."""
+    """Model whose tokenizer decodes the text of memory files; by default the model that wrote them."""
 
     def check(self) -> None:
-        """Check that there is something to show.
+        """Check that at least one source is named.
 
         Raises:
-            ValueError: If nothing was named.
+            ValueError: If none is.
         """
         if not self.paths:
             raise ValueError("name the directory of a run, or files written with --json")
 
     @property
     def paths(self) -> list[Path]:
-        """All that was named, in order."""
+        """All sources, in order."""
         return [*([self.run_dir] if self.run_dir else []), *self.sources]

@@ -1,1 +1,13 @@
-"""Numbers to pictures: tables for the screen and plots for the eye."""
+"""Tables for the terminal, recalled text, and plots (extra `report`)."""
+
+import importlib.util
+
+
+def check_installed() -> None:
+    """Check that the packages that draw are installed.
+
+    Raises:
+        ImportError: If one is missing; names the extra.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
+        raise ImportError("plots need altair and vl-convert-python, the extra report: pip install 'hmt[report]'")

@@ -1,298 +1,282 @@
-"""What a plot shows, as plain values: the page, the PNG and the CSV of a plot are made of the same one.
+"""Plots of the report: each is one registered function from figures to panels.
 
-Units are in the labels of the axes.
+Figures are what the verbs write with `--json`: `rows`, `cells`, `recall`, `recall_distances`, `kept`, `history`. A plot
+whose figures were not measured yields no panel. To add a plot, add a function here.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby, pairwise
+from typing import Any
 
-COLOURS = ("#0072b2", "#d55e00", "#008f68", "#a64d79", "#b07d00", "#3d8fc4", "#7a4fb5", "#5c6770")
-"""Of lines on white, in order; after those of Okabe and Ito, which colour-blind people can tell apart."""
+from hmt.report.data import Figures, is_number, records
+from hmt.report.drawing import SMOOTHED_STEPS, Axis, Panel, Row, bars, curves, grid, lines, recall_map
 
-DARK_COLOURS = ("#56b4e9", "#f0813a", "#35c99a", "#e08cb8", "#e6b93c", "#9ccdf0", "#b39ae6", "#a9b4bd")
-"""The same on black."""
+Draw = Callable[[Figures], Iterator[Panel]]
 
-DASHES = ((), (6.0, 4.0), (2.0, 3.0))
-"""Of lines, in order: lengths of strokes and gaps."""
+MOST_CELLS = 10_000
+"""Maximum number of cells of a recall map: the strongest of each segment are kept."""
 
-Number = int | float
-Cell = int | float | str | None
+MOST_MAPS = 6
+"""Maximum number of recall maps."""
+
+LENGTHS = {
+    "context_tokens": "context length (tokens)",
+    "length": "text length (tokens)",
+    "distance": "distance (segments)",
+}
+"""Columns that a measure is plotted against: the first that a row has."""
+
+FIRST_COLUMNS = (
+    "series", "row", "context_tokens", "length", "distance", "ppl", "ppl_low", "ppl_high", "ppl_causal",
+    "bits_per_byte", "questions", "accuracy", "accuracy_low", "accuracy_high", "tokens", "tokens_per_second", "peak_mb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One direction of a plot.
+class Measure:
+    """Measured column that is plotted against a length.
 
     Attributes:
-        label: What it counts, with the unit.
-        scale: How values are spread.
-        at: Where ticks stand; by default at round numbers.
-        key: Its column in the CSV; by default the label.
-        least: How many times the lower end the upper end of a logarithmic axis is at least, so that what hardly differs
-            looks alike.
+        key: Name of the column; its interval is in `KEY_low` and `KEY_high`.
+        title: Title of the plot.
+        label: Axis title, with the unit.
+        note: How to read it.
+        log: Use a logarithmic axis.
     """
 
-    label: str
-    scale: Literal["linear", "log"] = "linear"
-    at: tuple[Number, ...] = ()
-    key: str = ""
-    least: float = 1.0
-
-    def ticks(self, low: float, high: float) -> list[Number]:
-        """Where ticks stand between two values, and at them."""
-        inside = [value for value in self.at if low <= value <= high]
-        if inside:
-            return inside
-        if self.scale == "log" and (found := _round_numbers(low, high)):
-            return found
-        return _even_numbers(low, high)
-
-    def limits(self, values: Sequence[float]) -> tuple[float, float]:
-        """The ends of the axis, a little beyond the values."""
-        low, high = min(values), max(values)
-        if self.scale == "log":
-            room = max((high / low) ** 1.12, self.least, 1.02) ** 0.5
-            middle = (low * high) ** 0.5
-            return middle / room, middle * room
-        room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-        return low - room, high + room
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of a line, and the ends of its interval where it has one."""
-
-    x: Number
-    y: Number
-    low: Number | None = None
-    high: Number | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """Points by ascending x, drawn as one line.
-
-    Attributes:
-        name: In the legend.
-        points: At least one.
-        colour: Index of its colour; lines that belong together share it.
-        dash: Index of its dashes.
-        marked: Draw a mark at each point.
-        faint: Draw it behind the others, without a place in the legend.
-    """
-
-    name: str
-    points: tuple[Point, ...]
-    colour: int = 0
-    dash: int = 0
-    marked: bool = True
-    faint: bool = False
-
-    @property
-    def strokes(self) -> tuple[float, ...]:
-        """Lengths of strokes and gaps; other ones where the colours begin again. None for an unbroken line."""
-        return DASHES[(self.dash + self.colour // len(COLOURS)) % len(DASHES)]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What all plots have.
-
-    Attributes:
-        name: Of its files, and of its place on the page.
-        title: Above it.
-        note: What is to be known to read it.
-        x: To the right.
-        y: Upwards (of a heat map downwards).
-    """
-
-    name: str
+    key: str
     title: str
+    label: str
     note: str
-    x: Axis
-    y: Axis
-
-    def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """Its numbers: the columns, and the rows."""
-        raise NotImplementedError
-
-    def csv(self) -> str:
-        """Its numbers as CSV."""
-        return as_csv(*self.table())
+    log: bool = False
 
 
-@dataclass(frozen=True)
-class LineChart(Chart):
-    """Lines.
+MEASURES = {
+    "Quality against length": {
+        "perplexity": Measure("ppl", "Perplexity against context", "perplexity",
+                              "The same tokens are scored at every length. Bands: 95% intervals. Lower is better."),
+        "accuracy": Measure("accuracy", "Accuracy", "accuracy", "Bands: 95% intervals. Higher is better."),
+        "exact-match": Measure("exact_match", "Exact match", "exact match", "Generated answers. Higher is better."),
+        "f1": Measure("f1", "Token F1", "F1", "Generated answers. Higher is better."),
+        "rouge-l": Measure("rouge_l", "ROUGE-L", "ROUGE-L", "Generated answers. Higher is better."),
+    },
+    "Speed and memory": {
+        "tokens-per-second": Measure("tokens_per_second", "Speed", "tokens per second", "Higher is better.", log=True),
+        "peak-mb": Measure("peak_mb", "Peak memory", "megabytes", "Lower is better.", log=True),
+        "seconds-to-first-token": Measure("seconds_to_first_token", "Time to the first token", "seconds",
+                                          "Lower is better.", log=True),
+        "ms-per-token": Measure("ms_per_token", "Time per token", "milliseconds", "Lower is better.", log=True),
+    },
+}  # fmt: skip
 
-    Attributes:
-        lines: At least one.
-        borders: Positions on x where something begins, and what.
-    """
-
-    lines: tuple[Line, ...]
-    borders: tuple[tuple[Number, str], ...] = ()
-
-    @property
-    def shade(self) -> float:
-        """Opacity of a band: many of them, one over the other, are to stay lighter than the lines."""
-        banded = sum(any(point.low is not None for point in line.points) for line in self.lines)
-        return min(0.15, 0.5 / max(banded, 1))
-
-    def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """One row a point; the interval only where there is one."""
-        points = [(line.name, point) for line in self.lines for point in line.points]
-        columns = ["line", self.x.key or self.x.label, self.y.key or self.y.label]
-        rows: list[list[Cell]] = [[name, point.x, point.y] for name, point in points]
-        if any(point.low is not None for _, point in points):
-            columns += ["low", "high"]
-            rows = [[*row, point.low, point.high] for row, (_, point) in zip(rows, points, strict=True)]
-        return columns, rows
-
-    def places(self, line: Line) -> list[Number]:
-        """Where the points of a line stand on x: where they are, but side by side where all have the same."""
-        if len(self.lines) < 2 or len({point.x for one in self.lines for point in one.points}) > 1:
-            return [point.x for point in line.points]
-        left, right = self.span[0]
-        share = (self.lines.index(line) + 1) / (len(self.lines) + 1)
-        between = left * (right / left) ** share if self.x.scale == "log" else left + (right - left) * share
-        return [between] * len(line.points)
-
-    @property
-    def span(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The ends of x and of y."""
-        points = [point for line in self.lines for point in line.points]
-        heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-        return self.x.limits([point.x for point in points]), self.y.limits(heights)
+PLOTS: dict[str, dict[str, Draw]] = {
+    section: {} for section in (
+        "Quality against length", "Needles", "Recall", "Kept segments", "Speed and memory", "Training", "All figures",
+    )
+}  # fmt: skip
+"""Section -> name -> plot, in the order of the page."""
 
 
-@dataclass(frozen=True)
-class BarChart(Chart):
-    """Counts of whole numbers.
+def plot(section: str, name: str) -> Callable[[Draw], Draw]:
+    """Register a plot."""
 
-    Attributes:
-        bars: Number and count, by ascending number.
-    """
+    def register(draw: Draw) -> Draw:
+        PLOTS[section][name] = draw
+        return draw
 
-    bars: tuple[tuple[int, Number], ...]
-
-    def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """One row a bar."""
-        return [self.x.key or self.x.label, self.y.key or self.y.label], [list(bar) for bar in self.bars]
-
-    @property
-    def span(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The ends of x and of y."""
-        numbers = [number for number, _ in self.bars]
-        return (min(numbers) - 0.6, max(numbers) + 0.6), (0.0, max(count for _, count in self.bars) * 1.06)
+    return register
 
 
-@dataclass(frozen=True)
-class HeatMap(Chart):
-    """A value for each pair of a row and a column, as the strength of one colour.
-
-    Attributes:
-        cells: Row, column and value.
-        value: What the values are.
-        top: The value of full colour.
-        power: Of the colour: value / top to this power.
-        whole: Rows and columns are whole numbers, drawn in scale; else each has the same room, with the value in it.
-        texts: Of the rows and columns of a whole-numbered map, by their number.
-    """
-
-    cells: tuple[tuple[Number, Number, Number], ...]
-    value: str
-    top: float
-    power: float = 1.0
-    whole: bool = False
-    texts: tuple[tuple[int, str], ...] = ()
-
-    def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """One row a cell."""
-        return [self.y.key or self.y.label, self.x.key or self.x.label, self.value], [list(cell) for cell in self.cells]
-
-    @property
-    def rows(self) -> list[Number]:
-        """Rows from top to bottom."""
-        return self._places([cell[0] for cell in self.cells])
-
-    @property
-    def columns(self) -> list[Number]:
-        """Columns from left to right."""
-        return self._places([cell[1] for cell in self.cells])
-
-    def strength(self, value: Number) -> float:
-        """How much colour a value has, 0 to 1."""
-        return float(min(max(value / self.top, 0.0), 1.0) ** self.power) if self.top else 0.0
-
-    def _places(self, values: list[Number]) -> list[Number]:
-        return list(range(int(min(values)), int(max(values)) + 1)) if self.whole else sorted(set(values))
+def panels(figures: Figures, section: str) -> list[Panel]:
+    """Draw all plots of a section that the figures have numbers for."""
+    return [panel for draw in PLOTS[section].values() for panel in draw(figures)]
 
 
-def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Rows as CSV, numbers in full."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+def against_length(name: str, measure: Measure) -> Draw:
+    """Return the plot of a measure against whichever length its rows have."""
+
+    def draw(figures: Figures) -> Iterator[Panel]:
+        found = [(row, _length(row)) for row in records(figures, "rows") if is_number(row.get(measure.key))]
+        for length, label in LENGTHS.items():
+            chosen = sorted((row for row, own in found if own == length), key=lambda row: row[length])
+            if not chosen:
+                continue
+            order = list(dict.fromkeys((row.get("series") or "", row.get("row", "")) for row, _ in found))
+            chosen.sort(key=lambda row: order.index((row.get("series") or "", row.get("row", ""))))
+            rows = [_measured(row, length, measure.key) for row in chosen]
+            optional = [key for key in ("series", "low", "high") if all(row[key] in (None, "") for row in rows)]
+            rows = [{key: value for key, value in row.items() if key not in optional} for row in rows]
+            log = measure.log and all(row[measure.key] > 0 for row in rows)
+            chart = lines(rows, Axis(length, label, log=True), Axis(measure.key, measure.label, log))
+            yield Panel(name, measure.title, measure.note, rows, chart)
+
+    return draw
 
 
-def short(value: Number | None) -> str:
-    """A number as people read it."""
-    if value is None:
-        return "-"
-    if value == 0 or (isinstance(value, float) and not math.isfinite(value)):
-        return f"{value:g}"
-    if abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"
+for _section, _measures in MEASURES.items():
+    for _name, _measure in _measures.items():
+        plot(_section, _name)(against_length(_name, _measure))
 
 
-def tick_labels(ticks: Sequence[Number]) -> list[str]:
-    """Ticks with as few digits as tell them apart; token counts that are whole powers of 1,024 as 1k and 1M."""
-    kilo = [tick for tick in ticks if tick >= 1024]
-    if kilo and all(tick % 1024 == 0 for tick in kilo) and all(tick == int(tick) for tick in ticks):
-        return [_binary(int(tick)) for tick in ticks]
-    return [_decimal(tick) for tick in ticks]
+def _length(row: Row) -> str | None:
+    return next((key for key in LENGTHS if is_number(row.get(key)) and row[key] > 0), None)
 
 
-def _decimal(tick: Number) -> str:
-    if abs(tick) >= 1000:
-        return f"{tick:,.0f}"
-    return f"{tick:.3e}".replace(".000", "").replace("e-0", "e-") if 0 < abs(tick) < 1e-3 else f"{tick:.6g}"
+def _measured(row: Row, length: str, key: str) -> Row:
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    banded = is_number(low) and is_number(high)
+    return {
+        "row": str(row.get("row", "")), "series": str(row.get("series") or ""), length: row[length], key: row[key],
+        "low": low if banded else None, "high": high if banded else None,
+    }  # fmt: skip
 
 
-def _binary(tick: int) -> str:
-    if tick >= 1 << 20 and tick % (1 << 20) == 0:
-        return f"{tick >> 20}M"
-    return f"{tick >> 10}k" if tick >= 1024 else str(tick)
+@plot("Needles", "needle")
+def needles(figures: Figures) -> Iterator[Panel]:
+    """Share of hidden facts that were found, by depth and length, one map per row."""
+    cells = [cell for cell in records(figures, "cells") if is_number(cell.get("accuracy"))]
+    note = "Share of hidden facts that were found. Depth 0 is the beginning of the text."
+    for name in dict.fromkeys(str(cell.get("row") or "") for cell in cells):
+        chosen = [cell for cell in cells if str(cell.get("row") or "") == name]
+        rows = sorted(
+            ({key: cell[key] for key in ("depth", "length", "accuracy")} for cell in chosen),
+            key=lambda row: (row["depth"], row["length"]),
+        )
+        chart = grid(rows, Axis("length", LENGTHS["length"]), Axis("depth", "depth"), "accuracy")
+        yield Panel(f"needle-{name}", f"Finding a needle{f': {name}' if name else ''}", note, rows, chart)
 
 
-def _even_numbers(low: float, high: float, count: int = 5) -> list[Number]:
-    """About `count` multiples of 1, 2 or 5 times a power of ten."""
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = max(0, -math.floor(math.log10(step)))
-    ticks = [round(number * step, digits) for number in range(first, last + 1)]
-    return [int(tick) if tick == int(tick) else tick for tick in ticks]
+@plot("Recall", "recall")
+def recall_maps(figures: Figures) -> Iterator[Panel]:
+    """Recall weights by segment and recalled segment, one map per document and row."""
+    identity: Callable[[Row], tuple[str, str]] = lambda one: (str(one.get("document", "")), str(one.get("row") or ""))  # noqa: E731
+    groups = groupby(sorted(records(figures, "recall"), key=identity), key=identity)
+    drawn = 0
+    for (document, name), group in groups:
+        entries = sorted(group, key=lambda one: int(one["segment"]))
+        most = max(1, MOST_CELLS // len(entries))
+        cells: list[Row] = []
+        left_out = 0
+        for entry in entries:
+            weights: Counter[int] = Counter()  # several memory embeddings of a segment are one cell
+            for recalled, weight in entry.get("weights") or ():
+                weights[int(recalled)] += weight
+            left_out += max(len(weights) - most, 0)
+            strongest = sorted(weights.most_common(most))
+            cells += [{"segment": int(entry["segment"]), "recalled": to, "weight": float(w)} for to, w in strongest]
+        if not cells or drawn == MOST_MAPS:
+            continue
+        drawn += 1
+        note = "Click a cell to read both segments."
+        if left_out:
+            note += f" Only the {most} strongest of each segment are drawn; {left_out:,} weaker ones are left out."
+        what = ", ".join(filter(None, (document, name)))
+        texts = [{"segment": int(one["segment"]), "text": one["text"]} for one in entries if one.get("text")]
+        title = f"Recalled segments{f': {what}' if what else ''}"
+        yield Panel(f"recall-{document}-{name}", title, note, cells, recall_map(cells, texts), texts=True)
 
 
-def _round_numbers(low: float, high: float, count: int = 6) -> list[Number]:
-    """Powers of ten, with their halves and fifths where there is room; nothing where they do not tell a range."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1,)):
-        ticks = [factor * 10.0**power for power in powers for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if 2 < len(ticks) <= count:
-            break
-    else:
-        ticks = ticks[:: math.ceil(len(ticks) / count)] if len(ticks) > count else []
-    return [int(tick) if tick >= 1 else tick for tick in ticks]
+@plot("Recall", "recall-distance")
+def recall_distances(figures: Figures) -> Iterator[Panel]:
+    """Histogram of the distance to the strongest recalled segment; 0 stands for no recall and is left out."""
+    found = figures.get("recall_distances") or [one.get("distance") or 0 for one in records(figures, "recall")]
+    counts: Counter[int] = Counter()
+    for one in found.items() if isinstance(found, dict) else found:
+        distance, count = (one, 1) if isinstance(one, int) else one
+        counts[int(distance)] += count
+    rows = [{"distance": distance, "count": count} for distance, count in sorted(counts.items()) if distance and count]
+    if rows:
+        note = "Distance to the strongest recalled segment, for each segment that recalled."
+        chart = bars(rows, Axis("distance", "recall distance (segments)"), Axis("count", "segments"))
+        yield Panel("recall-distance", "Recall distance", note, rows, chart)
+
+
+@plot("Kept segments", "kept")
+def kept(figures: Figures) -> Iterator[Panel]:
+    """Recall weight that each kept segment received, and a table with its text."""
+    segments = records(figures, "kept")
+    if not segments:
+        return
+    empty = {key for key in ("score",) if all(segment.get(key) is None for segment in segments)}
+    columns = [key for key in dict.fromkeys(key for segment in segments for key in segment) if key not in empty]
+    rows = [{key: segment.get(key) for key in columns} for segment in segments]
+    chart = bars(rows, Axis("segment", "segment"), Axis("usage", "usage"))
+    note = (
+        "Segments in the bank, oldest first. Usage: decayed sum of the recall weights that they received. Score: "
+        "their value to the retention policy, where it has one."
+    )
+    yield Panel("kept", "Usage of kept segments", note, rows, chart)
+    yield Panel("kept-texts", f"{len(rows)} kept segments", "", rows)
+
+
+@plot("Training", "loss")
+def losses(figures: Figures) -> Iterator[Panel]:
+    """Training and validation loss against the optimizer step."""
+    history = records(figures, "history")
+    rows = [
+        {"row": str(entry.get("run", "")), "series": series, "step": entry["step"], "loss": entry[key]}
+        for key, series in (("loss", "training"), ("validation_loss", "validation"))
+        for entry in history
+        if is_number(entry.get(key))
+    ]
+    if rows:
+        note = f"Training loss: each step, and in front of it the mean of the last {SMOOTHED_STEPS}."
+        chart = curves(rows, Axis("step", "optimizer step"), Axis("loss", "loss (nats per token)"), "training",
+                       _stages(history))  # fmt: skip
+        yield Panel("loss", "Loss", note, rows, chart)
+
+
+@plot("Training", "gradient-norm")
+def gradient_norms(figures: Figures) -> Iterator[Panel]:
+    """Gradient norm before clipping."""
+    rows = [
+        {"row": str(entry.get("run", "")), "step": entry["step"], "grad_norm": entry["grad_norm"]}
+        for entry in records(figures, "history")
+        if _is_positive(entry.get("grad_norm"))
+    ]
+    if rows:
+        chart = curves(rows, Axis("step", "optimizer step"), Axis("grad_norm", "gradient norm", log=True))
+        yield Panel("gradient-norm", "Gradient norm", "Before clipping.", rows, chart)
+
+
+@plot("Training", "learning-rates")
+def learning_rates(figures: Figures) -> Iterator[Panel]:
+    """Learning rate of each parameter group."""
+    rows = [
+        {"row": group, "series": str(entry.get("run", "")), "step": entry["step"], "learning_rate": rate}
+        for entry in records(figures, "history")
+        for group, rate in entry.get("learning_rates", {}).items()
+        if _is_positive(rate)
+    ]
+    if rows:
+        chart = curves(rows, Axis("step", "optimizer step"), Axis("learning_rate", "learning rate", log=True))
+        yield Panel("learning-rates", "Learning rates", "One line per parameter group.", rows, chart)
+
+
+@plot("All figures", "rows")
+def table(figures: Figures) -> Iterator[Panel]:
+    """Every number and word that was measured."""
+    rows = records(figures, "rows")
+    columns = list(
+        dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict | list))
+    )
+    columns.sort(key=lambda key: FIRST_COLUMNS.index(key) if key in FIRST_COLUMNS else len(FIRST_COLUMNS))
+    if rows:
+        yield Panel("rows", "All measured values", "", [{key: row.get(key) for key in columns} for row in rows])
+
+
+def _stages(history: Sequence[Row]) -> list[Row]:
+    """Return the steps at which a stage begins."""
+    return [
+        {"at": entry["step"] - 0.5, "label": f"stage {entry['stage']}"}
+        for before, entry in pairwise(history)
+        if before.get("run") == entry.get("run") and before.get("stage") != entry.get("stage")
+    ]
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from hmt.options import TrainOptions
+from hmt.report import check_installed
 from hmt.training.watch import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def make_accelerator(options: TrainOptions, device: torch.device) -> Accelerator
         log_with=check_trackers(options) or None,
         project_dir=options.record if options.trackers else None,
     )
+    if options.plot_hist:
+        check_installed()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(

@@ -31,7 +31,7 @@ from hmt.config import fields_with
 from hmt.metrics.environment import environment
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
-from hmt.report.sources import read_history
+from hmt.report.data import read_history
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,8 +17,6 @@ from hmt.atomic import atomic_file
 from hmt.metrics.timing import PartTimes
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
-from hmt.report.maps import recall_charts
-from hmt.report.plot import save_png
 from hmt.text.batches import IGNORED, Sample
 from hmt.text.tables import read_text
 from hmt.training.scoring import score
@@ -80,12 +76,13 @@ def _histogram(
         return "plot_hist: the test samples are too short to recall anything"
     picture, numbers = (options.record / f"recall_distances.{kind}" for kind in ("png", "csv"))
     if accelerator.is_main_process:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        save_png(recall_charts([], total), picture)
-        with io.StringIO() as table:
-            csv.writer(table, lineterminator="\n").writerows([("distance", "count"), *sorted(total.items())])
-            with atomic_file(numbers) as file:
-                file.write_text(table.getvalue())
+        from hmt.report.charts import panels
+        from hmt.report.drawing import save
+
+        (histogram,) = panels(figures, "Recall")
+        save([histogram], picture)
+        with atomic_file(numbers) as file:
+            file.write_text(histogram.csv())
     return f"recall distances of {total.total():,} segments in {picture} and {numbers}"
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -17,9 +18,8 @@ from torch import Tensor
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.options import TrainOptions
-from hmt.report.curves import training_charts
-from hmt.report.maps import recall_charts, trace_records
-from hmt.report.plot import save_png
+from hmt.report import check_installed
+from hmt.report.data import trace_records
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ def begin_tracking(accelerator: Accelerator, options: TrainOptions) -> None:
 
 def show_pictures(accelerator: Accelerator, files: list[Path], step: int) -> None:
     """Give the pictures of a run to the trackers that take pictures."""
-    from matplotlib import image
-
     for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            pictures = {file.stem: image.imread(file)[None, :, :, :3] for file in files}
+        if files and hasattr(tracker, "log_images"):
+            from PIL import Image
+
+            pictures = {file.stem: np.asarray(Image.open(file).convert("RGB"))[None] for file in files}
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images(pictures, step=step, **layout)
 
@@ -113,16 +113,24 @@ def recall_of(model: HMTForCausalLM, sample: Tensor) -> RecallTrace | None:
 
 
 def draw(record: Path, history: list[dict[str, Any]], trace: RecallTrace | None) -> list[Path]:
-    """Pictures of a run: its curves, and what is recalled at its end.
+    """Draw the training curves of a run, and what it recalls at its end.
 
     Returns:
-        Their files.
+        The pictures; none, and a line in the log, without the packages that draw.
     """
+    try:
+        check_installed()
+    except ImportError as error:
+        logger.info("no pictures: %s", error)
+        return []
+    from hmt.report.charts import panels
+    from hmt.report.drawing import save
+
     files = []
-    if history:
+    if curves := panels({"history": history}, "Training"):
         files.append(record / "curves.png")
-        save_png(training_charts(history), files[-1])
-    if trace is not None and trace.distances:
+        save(curves, files[-1])
+    if trace is not None and (recalled := panels({"recall": trace_records(trace)}, "Recall")):
         files.append(record / "recall.png")
-        save_png(recall_charts(trace_records(trace)), files[-1], across=2)
+        save(recalled, files[-1], columns=2)
     return files
