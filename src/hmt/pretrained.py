@@ -27,6 +27,10 @@ HUB_MAP = "HMT_HUB_MAP"
 """Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
 
 
+TOKENIZER_SIGNS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which every tokenizer has one."""
+
+
 @dataclass(frozen=True)
 class BuiltIn:
     """A model that a Python package carries as a GGUF file."""
@@ -107,12 +111,21 @@ def load_backbone(
         return AutoModelForCausalLM.from_pretrained(
             location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
         )
+    except ValueError as error:
+        raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model (a directory, a hub id, or a built-in name).
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: Directory, hub id, or built-in name.
+        revision: Revision of a hub id.
+        trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
         OSError: If there is none, or no hub to ask; one line that says which.
@@ -122,28 +135,41 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     location = locate(name, "tokenizer")
     options = {"revision": revision} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location.ready(), local_files_only=location.local, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
+        )
     except (ValueError, KeyError, OSError) as error:
-        raise OSError(f"no tokenizer at {name}: {hub_remedy(error) or first_line(error)}") from error
+        reason = code_remedy(error) or hub_remedy(error) or first_line(error)
+        raise OSError(f"no tokenizer at {name}: {reason}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
     return tokenizer
 
 
-def bos_marks_turns(name: str, revision: str | None = None) -> bool:
+def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
     """Whether a model's chat template writes its BOS token between turns, as ChatML models do with `<|im_start|>`.
 
     Args:
         name: As in `load_tokenizer`; where there is no tokenizer at hand the answer is no.
         revision: Likewise.
+        trust_remote_code: Likewise.
     """
     if name not in BUILT_INS and not Path(name).is_dir() and (not name or not _is_cached(name)):
         return False
     try:
-        tokenizer = load_tokenizer(name, revision=revision)
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     except OSError:
         return False
     template = tokenizer.chat_template
     return isinstance(template, str) and bool(tokenizer.bos_token) and tokenizer.bos_token in template
+
+
+def has_tokenizer(name: str) -> bool:
+    """True where a directory or hub id has a tokenizer of its own, damaged or not."""
+    from transformers.utils import cached_file
+
+    location = locate(name, "tokenizer")
+    optional = {"local_files_only": location.local, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(location.ready(), file, **optional) for file in TOKENIZER_SIGNS)
 
 
 @dataclass(frozen=True)
@@ -266,8 +292,10 @@ def _converted(name: str, gguf: Path) -> Path:
     logger.info("converting %s once, to %s", gguf.name, target)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32", **_dequantised())
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype="float32", trust_remote_code=False, **_dequantised()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model.config.name_or_path = BUILT_INS[name].hub_id
     try:
         with atomic_directory(target) as unfinished:
@@ -284,6 +312,31 @@ def _dequantised() -> dict[str, Any]:
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """A checkpoint's settings, with an object as `backbone_config` where the backbone brings a class of its own.
+
+    This runs code that comes with the backbone: only for users who trust it.
+
+    Args:
+        values: The checkpoint's config.json.
+        checkpoint: Directory or hub id of the checkpoint, where the code is if nothing else is named.
+    """
+    from transformers import AutoConfig
+
+    backbone = values.get("backbone_config")
+    if isinstance(backbone, dict) and "AutoConfig" in (backbone.get("auto_map") or {}):
+        source = values.get("backbone_source") or backbone.get("_name_or_path") or checkpoint
+        own = AutoConfig.from_pretrained(locate(source, "model").source, trust_remote_code=True)
+        return values | {"backbone_config": own}
+    return values
+
+
+def code_remedy(error: BaseException) -> str:
+    """Advice for an error of transformers that asks for `trust_remote_code`; "" for any other."""
+    asked = "trust_remote_code" in str(error)
+    return "it comes with code of its own, which runs with --trust_remote_code alone" if asked else ""
 
 
 def hub_remedy(error: BaseException | None) -> str:

@@ -64,11 +64,11 @@ class MemoryModel(PreTrainedModel):
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["memory"]  # noqa: RUF012  (transformers' own convention)
 
-    def __init__(self, config: HMTConfig, backbone: PreTrainedModel | None = None) -> None:
+    def __init__(self, config: HMTConfig, backbone: PreTrainedModel | None = None, backbone_code: bool = False) -> None:
         config.check()
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModelForCausalLM.from_config(config.backbone_config)
+            backbone = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=backbone_code)
         else:
             for module in backbone.modules():  # what was put into it since it was loaded, an adapter, has weights too
                 module._is_hf_initialized = True  # type: ignore[assignment]

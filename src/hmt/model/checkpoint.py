@@ -41,6 +41,7 @@ from hmt.pretrained import (
     load_tokenizer,
     locate,
     looks_like_a_path,
+    resolve_own_config,
 )
 
 MEMORY_FILE = "memory.safetensors"
@@ -57,7 +58,6 @@ LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
 Self = TypeVar("Self", bound="CheckpointedModel")
 
 PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "repo_id")
-
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -118,7 +118,7 @@ class CheckpointedModel(MemoryModel):
                 backbone_source=source,
                 backbone_gguf=gguf_file,
                 backbone_revision=revision,
-                bos_marks_turns=bos_marks_turns(source or backbone.name_or_path, revision),
+                bos_marks_turns=bos_marks_turns(source or backbone.name_or_path, revision, trust_remote_code),
                 **fields,
             ),
             backbone=backbone,
@@ -284,7 +284,7 @@ class CheckpointedModel(MemoryModel):
             args: As in `PreTrainedModel.from_pretrained`.
             config: Configuration to use instead of the checkpoint's.
             kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), and what
-                `PreTrainedModel.from_pretrained` takes.
+                `PreTrainedModel.from_pretrained` takes; `trust_remote_code` runs code that comes with the backbone.
 
         Raises:
             OSError: If there is no such checkpoint.
@@ -292,12 +292,12 @@ class CheckpointedModel(MemoryModel):
         """
         location = locate(os.fspath(pretrained_model_name_or_path), "checkpoint")
         path = location.source
-        if location.local:
-            kwargs["local_files_only"] = True
+        kwargs |= {"local_files_only": True} if location.local else {}
+        trust = kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") is True
         fields = {name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs}
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if config is None:
-            config = _read_config(path, fields, hub)
+            config = _read_config(path, fields, hub, trust)
         elif fields:
             config = HMTConfig.from_dict(config.to_dict() | fields)
         optional = {"_raise_exceptions_for_missing_entries": False} | hub
@@ -306,7 +306,8 @@ class CheckpointedModel(MemoryModel):
             if memory_file is not None:
                 model = cls._complete(config, memory_file, {n: v for n, v in kwargs.items() if n not in HUB_OPTIONS})
             else:
-                loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+                kwargs |= {"config": config, "output_loading_info": True, "backbone_code": trust}
+                loaded: Any = super().from_pretrained(path, *args, **kwargs)
                 model, report = loaded
                 model._fit_new_parameters(report["missing_keys"])
             if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
@@ -384,7 +385,7 @@ def _add_tokenizer(source: str, folder: str) -> None:
         load_tokenizer(source).save_pretrained(folder)
 
 
-def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTConfig:
+def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any], trust: bool) -> HMTConfig:
     """The configuration of a checkpoint, with some of its fields changed."""
     values, _ = HMTConfig.get_config_dict(path, **hub)
     if "model_type" not in values:
@@ -396,4 +397,4 @@ def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTC
         own, theirs = fields.get(name), values.get(name)  # older checkpoints lack newer fields
         if None not in (own, theirs) and own != theirs and (name != "copy_context" or (own and theirs)):
             raise ValueError(f"{name} is {theirs} in {path} and cannot be read as {own}")
-    return HMTConfig.from_dict(values | fields)
+    return HMTConfig.from_dict((resolve_own_config(values, path) if trust else values) | fields)

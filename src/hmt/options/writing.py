@@ -148,3 +148,5 @@ class ConvertOptions(MemoryConfig):
     """Directory of the new checkpoint."""
     lora_alpha: int = 32
     """Alpha of the run's LoRA, which its weights do not tell."""
+    trust_remote_code: bool = False
+    """Run code that comes with the backbone."""
