@@ -205,5 +205,5 @@ def _has_wandb() -> bool:
 
 def _use_token(file: Path) -> None:
     """Give the hub's library the token of a file; it is never shown."""
-    if file.is_file():
+    if file.exists():
         os.environ.setdefault("HF_TOKEN", file.read_text().strip())
