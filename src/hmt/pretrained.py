@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmt.atomic import atomic_directory
+from hmt.config import MEMORY_FIELDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -223,18 +224,67 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
         OSError: If there is no such checkpoint.
         ValueError: If the file is damaged.
     """
+    values = _read_settings(name, "config.json")
+    if values is None:
+        raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
+    return values
+
+
+def _read_settings(name: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of a checkpoint; None where it has none of that name."""
     location = locate(name, "checkpoint")
-    path = Path(location.source) / "config.json"
+    path = Path(location.source) / file
     if not Path(location.source).is_dir():
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
 
-        path = Path(hf_hub_download(location.source, "config.json", local_files_only=location.local))
+        try:
+            path = Path(hf_hub_download(location.source, file, local_files_only=location.local))
+        except EntryNotFoundError:
+            return None
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
-    values = json.loads(path.read_text())
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")
     return values
+
+
+def checkpoint_settings(name: str) -> dict[str, Any]:
+    """A checkpoint's settings under the names of the flags that set them: its memory's, its backbone's, its adapter's.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If one of its files is damaged.
+    """
+    config = read_checkpoint_config(name)
+    settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
+    backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
+    if config.get("backbone_source"):
+        settings |= {flag: config.get(field) for flag, field in backbone.items()}
+    adapter = _read_settings(name, "adapter/adapter_config.json")
+    if adapter is not None:
+        targets = adapter.get("target_modules")
+        settings |= {
+            "use_lora": True,
+            "lora_rank": adapter.get("r"),
+            "lora_alpha": adapter.get("lora_alpha"),
+            "lora_dropout": adapter.get("lora_dropout"),
+            "lora_targets": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
+        }
+    return settings
+
+
+def same_model(name: str, other: str) -> bool:
+    """True if two names mean the same directory or hub id."""
+    places = []
+    for one in map(mapped, (name, other)):
+        path = Path(one).expanduser()
+        places.append(str(path.resolve()) if path.is_dir() else BUILT_INS[one].hub_id if one in BUILT_INS else one)
+    return places[0] == places[1]
 
 
 def looks_like_a_path(name: str) -> bool:
