@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hmt.cli import run
+from hmt.cli import parse, run
+from hmt.options import TrainOptions
 from hmt.published import PublishedOptions
 from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
@@ -24,6 +25,10 @@ TRAIN = (
     "--num_sensory 32 --mem_recall_context 20 --mem_recall_hidden_dim 1024 --training_step 2000 --eval_step 200 "
     "--learning_rate 3e-6 --lr_decay --lr_decay_gamma 0.8 --use_lora --fp16 --wandb_project wikitext "
     "--wandb_run opt13b_wiki103_train --num_epochs 5"
+)
+TEST = (
+    "--task_name wikitext --task_config wikitext-103-raw-v1 --batch_size 1 --segment_length 128 "
+    "--mem_recall_context 20 --load_from_ckpt ./ckpt_wiki103 --inference_only --test_step 100"
 )
 PG19 = (
     "--task_name=emozilla/pg19 --use_lora --learning_rate=1e-4 --model_name=meta-llama/Llama-2-7b-hf --lr_decay "
@@ -66,31 +71,76 @@ def published(line: str, *more: object) -> int:
     return run(["published", *shlex.split(line), *map(str, more)])
 
 
-def test_the_first_command_trains_and_the_second_tests_what_it_saved(hub: Path, capsys: Any) -> None:
-    """Fewer steps than published; the rest as it is."""
-    short = TRAIN.replace("--training_step 2000 --eval_step 200", "--training_step 4 --eval_step 2")
-    assert published(short, "--save_ckpt", "./ckpt_wiki103") == 0
+@pytest.fixture
+def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands as published, with less work behind them."""
+    training = PublishedOptions.training
+
+    def short(options: PublishedOptions) -> TrainOptions:
+        return replace(training(options), training_step=4, eval_step=2, eval_samples=2, test_step=4, test_length=2000)
+
+    monkeypatch.setattr(PublishedOptions, "training", short)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.mark.usefixtures("shortened")
+def test_the_published_commands_run_one_after_the_other(hub: Path, capsys: Any) -> None:
+    assert published(TRAIN, "--save_ckpt", "./ckpt_wiki103") == 0
     trained = capsys.readouterr().out
     assert "for 4 steps" in trained
     record = json.loads((hub / "ckpt_wiki103.run" / "run.json").read_text())["options"]
-    expected = {"memory_injection": "published", "loss_tokens": 94, "use_lora": True, "lr_decay_gamma": 0.8,
-                "memory_learning_rate": 3e-6, "segment_length": 128, "mem_recall_context": 20,
-                "seed": 3407}  # fmt: skip
+    expected = {"memory_injection": "published", "loss_tokens": 94, "use_lora": True, "lora_rank": 8, "seed": 3407,
+                "lr_decay_gamma": 0.8, "memory_learning_rate": 3e-6, "segment_length": 128,
+                "mem_recall_context": 20}  # fmt: skip
     assert {name: record[name] for name in expected} == expected
-    load = ("--load_from_ckpt", "./ckpt_wiki103", "--inference_only")
-    assert published(short, *load, "--test_step", 100) == 0
+    assert published(TEST) == 0
     tested = capsys.readouterr().out
     assert tested.startswith("test: loss ")
     assert tested.strip() in trained  # the same weights, the same samples
-
-
-def test_the_third_command_trains_on_books(hub: Path, capsys: Any) -> None:
-    line = PG19.replace("600", "3").replace("=30000", "=2000") + " --segment_length 64 --test_step 4"
-    assert published(line) == 0
+    assert published(PG19) == 0
     said = capsys.readouterr().out
-    assert "for 3 steps" in said
+    assert "for 4 steps" in said
     assert "nothing was kept" in said
     assert "4 samples of up to 2,000 tokens" in said
+
+
+@pytest.mark.usefixtures("shortened")
+def test_flags_that_were_typed_must_fit_the_checkpoint_and_others_come_from_it(hub: Path, capsys: Any) -> None:
+    assert published(TRAIN, "--save_ckpt", "ckpt_wiki103", "--sum_fraction", 0.25) == 0
+    capsys.readouterr()
+    chosen = parse("published", shlex.split(TEST))
+    settings = chosen.training()
+    expected = {"num_sensory": 32, "mem_recall_hidden_dim": 1024, "sum_fraction": 0.25, "use_lora": True,
+                "model_name": "facebook/opt-1.3b", "memory_injection": "published",
+                "train_backbone": False}  # fmt: skip
+    assert {name: getattr(settings, name) for name in expected} == expected
+    for line in (TEST, TRAIN + " --load_from_ckpt ckpt_wiki103"):
+        for flag, value in (("mem_recall_hidden_dim", 64), ("model_name", "meta-llama/Llama-2-7b-hf")):
+            assert published(line, f"--{flag}", value) == 2
+            complaint = capsys.readouterr().err
+            assert complaint.count("\n") == 1
+            assert flag in complaint
+            assert str(value) in complaint
+    assert published(TEST, "--model_name", "opt") == 0  # the directory that the hub's name stands for
+    generate = ["--prompt", "It", "--load_from_ckpt", "ckpt_wiki103"]
+    with pytest.raises(ValueError, match="model_name"):
+        parse("generate", [*generate, "--model_name", "llama"])
+    train = ["--load_from_ckpt", "ckpt_wiki103"]
+    with pytest.raises(ValueError, match="lora_rank"):
+        parse("train", [*train, "--lora_rank", "4"])
+    assert parse("train", train).use_lora
+    assert not parse("train", [*train, "--train_backbone"]).use_lora
+
+
+@pytest.mark.usefixtures("shortened")
+def test_a_checkpoint_of_another_mode_is_tested_in_it(hub: Path, capsys: Any) -> None:
+    for flags, mode in (("--rmt_only", "rmt"), ("--baseline_only", "backbone"), ("--dynamic", "hmt")):
+        assert published(TRAIN, "--save_ckpt", "ckpt_wiki103", flags) == 0
+        settings = parse("published", shlex.split(TEST)).training()
+        assert (settings.mode, settings.dynamic_reading) == (mode, flags == "--dynamic")
+        trained = capsys.readouterr().out
+        assert published(TEST) == 0
+        assert capsys.readouterr().out.strip() in trained
 
 
 def test_paragraphs_of_the_hub_become_articles_long_enough_to_test_on(hub: Path, capsys: Any) -> None:
@@ -208,8 +258,6 @@ def test_generated_text_reads_no_answer(hub: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_booleans_can_be_switched_off(hub: Path) -> None:
-    from hmt.cli import parse
-
     chosen = parse("published", [*shlex.split(TRAIN), "--no-lr_decay", "--no-use_lora", "--no-shuffle_train"])
     assert (chosen.lr_decay, chosen.use_lora, chosen.shuffle_train) == (False, False, False)
     assert chosen.training().train_backbone

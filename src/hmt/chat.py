@@ -20,12 +20,12 @@ from hmt.model.decoding import CancelCriteria
 from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line
-from hmt.report.recollection import describe_recall, recalled_segments
+from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
 
 HELP = """/save FILE    write the memory of this conversation to a file
 /load FILE    begin a new conversation on top of a memory file
 /forget       forget everything, the memory it began with included
-/recall       show which earlier segments the last answer recalled most, read again or copied from
+/recall       show the passages that the last answer recalled
 /help         show this
 /quit         end (so does Ctrl-D); Ctrl-C stops an answer"""
 
@@ -124,8 +124,9 @@ class Chat:
 
     def _recall(self, _: str) -> None:
         trace = None if self._last is None else self._last.recall
-        segments = recalled_segments(trace, self.conversation.memory, self.conversation.tokenizer)
-        _say(describe_recall(segments))
+        tokenizer = self.conversation.tokenizer
+        segments = recalled_segments(trace, self.conversation.memory, tokenizer)
+        _say(describe_recall(segments, recalled_passages(trace, tokenizer)))
 
 
 @contextmanager

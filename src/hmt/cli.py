@@ -18,8 +18,7 @@ import yaml
 
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
-from hmt.config import MEMORY_FIELDS, as_first_written
-from hmt.pretrained import HUB_MAP, locate, read_checkpoint_config
+from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.published import PublishedOptions
 
 VERBS: dict[str, tuple[type, str]] = {
@@ -44,6 +43,9 @@ HIDDEN = {"published": (PublishedOptions, "hmt.published")}
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 """Settings that come with the package, for --config by name."""
 
+FIXED = {"model_name", "gguf_file", "revision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
+"""Flags that say what a checkpoint is made of: none may differ from it."""
+
 OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -65,10 +67,6 @@ def run(arguments: Sequence[str]) -> int:
         if verb not in VERBS and verb not in HIDDEN:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = parse(verb, rest)
-        if getattr(chosen, "hub_map", None):
-            os.environ[HUB_MAP] = chosen.hub_map
-        if getattr(chosen, "cache_dir", None):
-            os.environ["HF_HOME"] = str(chosen.cache_dir)  # before anything of the hub is imported
         _find_early(chosen)
         _quieten(loads_model=verb != "tasks")
         figures, text = import_module((VERBS | HIDDEN)[verb][1]).run(chosen)
@@ -91,7 +89,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def parse(verb: str, arguments: Sequence[str]) -> Any:
-    """The options of a verb: defaults, then a checkpoint's memory settings, then --config, then flags.
+    """The options of a verb: defaults, then a checkpoint's own settings, then --config, then flags.
+
+    Names and places of the hub that they give hold from then on, for the checkpoint as for all that is loaded later.
 
     Raises:
         ValueError: In one line, if they make no sense.
@@ -102,11 +102,19 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     kind = (VERBS | HIDDEN)[verb][0]
     flags, config_file = _take_flag(list(arguments), "config")
     settings = _read_yaml(kind, _config_path(config_file)) if config_file else {}
+    given = settings.keys() | {flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    known = {field.name for field in fields(kind)}
+    for name, variable in {"hub_map": HUB_MAP, "cache_dir": "HF_HOME"}.items():
+        if name in known and (value := _take_flag(flags, name)[1] or settings.get(name)):
+            os.environ[variable] = str(value)  # before anything of the hub is imported
     checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
-    if checkpoint and issubclass(kind, options.ModelOptions):
-        stored = read_checkpoint_config(str(checkpoint))
-        stored = as_first_written(stored)
-        settings = {name: stored[name] for name in MEMORY_FIELDS if name in stored} | settings
+    stored: dict[str, Any] = {}
+    if checkpoint and issubclass(kind, options.ModelOptions | PublishedOptions):
+        stored = checkpoint_settings(str(checkpoint))
+        inherited = {name: value for name, value in kind.inherited(stored).items() if name in known}
+        if given & {"train_backbone", "train_memory_map"}:
+            inherited.pop("use_lora", None)
+        settings = inherited | settings
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -124,6 +132,10 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
             raise
         raise ValueError(f"{_one_line(complaint.getvalue())}; see hmt {verb} --help") from None
     chosen.check()
+    for name in stored.keys() & given & FIXED:
+        own, theirs = getattr(chosen, name), stored[name]
+        if own != theirs and not (name == "model_name" and same_model(own, theirs)):
+            raise ValueError(f"{name} is {theirs} in {checkpoint} and cannot be read as {own}")
     return chosen
 
 

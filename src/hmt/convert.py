@@ -14,7 +14,14 @@ def run(options: ConvertOptions) -> tuple[dict[str, Any], str]:
     Returns:
         Figures of the new checkpoint, and a closing line.
     """
-    model, left_out = convert_checkpoint(options.state, options.backbone, options.out, options, options.lora_alpha)
+    model, left_out = convert_checkpoint(
+        options.state,
+        options.backbone,
+        options.out,
+        options,
+        options.lora_alpha,
+        trust_remote_code=options.trust_remote_code,
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     figures = {"out": str(options.out), "mode": model.config.mode, "parameters": parameters, "left_out": left_out}
     note = f"; left out: {', '.join(left_out)}" if left_out else ""

@@ -15,7 +15,7 @@ from hmt.memory.state import MemoryState
 from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
 from hmt.options import GenerateOptions
-from hmt.report.recollection import describe_recall, recalled_segments
+from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate
 from hmt.text.documents import Document, read_text
@@ -74,9 +74,11 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     )  # fmt: skip
     if not options.explain:
         return figures, ""
+    passages = recalled_passages(out.recall, tokenizer)
     segments = recalled_segments(out.recall, out.memory, tokenizer)
-    figures["recalled"] = [asdict(segment) for segment in segments]
-    return figures, describe_recall(segments)
+    figures["recalled"] = [asdict(passage) for passage in passages]
+    figures["recalled_segments"] = [asdict(segment) for segment in segments]
+    return figures, describe_recall(segments, passages)
 
 
 class TimedStreamer(TextStreamer):

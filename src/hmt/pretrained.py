@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmt.atomic import atomic_directory
+from hmt.config import MEMORY_FIELDS, as_first_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,10 @@ HUB_TIMEOUT_SECONDS = 2.0
 
 HUB_MAP = "HMT_HUB_MAP"
 """Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
+
+
+TOKENIZER_SIGNS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which every tokenizer has one."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,21 @@ def load_backbone(
         return AutoModelForCausalLM.from_pretrained(
             location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
         )
+    except ValueError as error:
+        raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
     except (SafetensorError, RuntimeError, KeyError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model (a directory, a hub id, or a built-in name).
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: Directory, hub id, or built-in name.
+        revision: Revision of a hub id.
+        trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
         OSError: If there is none, or no hub to ask; one line that says which.
@@ -122,28 +136,41 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     location = locate(name, "tokenizer")
     options = {"revision": revision} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location.ready(), local_files_only=location.local, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
+        )
     except (ValueError, KeyError, OSError) as error:
-        raise OSError(f"no tokenizer at {name}: {hub_remedy(error) or first_line(error)}") from error
+        reason = code_remedy(error) or hub_remedy(error) or first_line(error)
+        raise OSError(f"no tokenizer at {name}: {reason}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
     return tokenizer
 
 
-def bos_marks_turns(name: str, revision: str | None = None) -> bool:
+def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
     """Whether a model's chat template writes its BOS token between turns, as ChatML models do with `<|im_start|>`.
 
     Args:
         name: As in `load_tokenizer`; where there is no tokenizer at hand the answer is no.
         revision: Likewise.
+        trust_remote_code: Likewise.
     """
     if name not in BUILT_INS and not Path(name).is_dir() and (not name or not _is_cached(name)):
         return False
     try:
-        tokenizer = load_tokenizer(name, revision=revision)
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     except OSError:
         return False
     template = tokenizer.chat_template
     return isinstance(template, str) and bool(tokenizer.bos_token) and tokenizer.bos_token in template
+
+
+def has_tokenizer(name: str) -> bool:
+    """True where a directory or hub id has a tokenizer of its own, damaged or not."""
+    from transformers.utils import cached_file
+
+    location = locate(name, "tokenizer")
+    optional = {"local_files_only": location.local, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(location.ready(), file, **optional) for file in TOKENIZER_SIGNS)
 
 
 @dataclass(frozen=True)
@@ -197,18 +224,67 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
         OSError: If there is no such checkpoint.
         ValueError: If the file is damaged.
     """
+    values = _read_settings(name, "config.json")
+    if values is None:
+        raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
+    return values
+
+
+def _read_settings(name: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of a checkpoint; None where it has none of that name."""
     location = locate(name, "checkpoint")
-    path = Path(location.source) / "config.json"
+    path = Path(location.source) / file
     if not Path(location.source).is_dir():
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
 
-        path = Path(hf_hub_download(location.source, "config.json", local_files_only=location.local))
+        try:
+            path = Path(hf_hub_download(location.source, file, local_files_only=location.local))
+        except EntryNotFoundError:
+            return None
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
-    values = json.loads(path.read_text())
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")
     return values
+
+
+def checkpoint_settings(name: str) -> dict[str, Any]:
+    """A checkpoint's settings under the names of the flags that set them: its memory's, its backbone's, its adapter's.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If one of its files is damaged.
+    """
+    config = as_first_written(read_checkpoint_config(name))
+    settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
+    backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
+    if config.get("backbone_source"):
+        settings |= {flag: config.get(field) for flag, field in backbone.items()}
+    adapter = _read_settings(name, "adapter/adapter_config.json")
+    if adapter is not None:
+        targets = adapter.get("target_modules")
+        settings |= {
+            "use_lora": True,
+            "lora_rank": adapter.get("r"),
+            "lora_alpha": adapter.get("lora_alpha"),
+            "lora_dropout": adapter.get("lora_dropout"),
+            "lora_targets": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
+        }
+    return settings
+
+
+def same_model(name: str, other: str) -> bool:
+    """True if two names mean the same directory or hub id."""
+    places = []
+    for one in map(mapped, (name, other)):
+        path = Path(one).expanduser()
+        places.append(str(path.resolve()) if path.is_dir() else BUILT_INS[one].hub_id if one in BUILT_INS else one)
+    return places[0] == places[1]
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -266,8 +342,10 @@ def _converted(name: str, gguf: Path) -> Path:
     logger.info("converting %s once, to %s", gguf.name, target)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32", **_dequantised())
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype="float32", trust_remote_code=False, **_dequantised()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model.config.name_or_path = BUILT_INS[name].hub_id
     try:
         with atomic_directory(target) as unfinished:
@@ -284,6 +362,31 @@ def _dequantised() -> dict[str, Any]:
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """A checkpoint's settings, with an object as `backbone_config` where the backbone brings a class of its own.
+
+    This runs code that comes with the backbone: only for users who trust it.
+
+    Args:
+        values: The checkpoint's config.json.
+        checkpoint: Directory or hub id of the checkpoint, where the code is if nothing else is named.
+    """
+    from transformers import AutoConfig
+
+    backbone = values.get("backbone_config")
+    if isinstance(backbone, dict) and "AutoConfig" in (backbone.get("auto_map") or {}):
+        source = values.get("backbone_source") or backbone.get("_name_or_path") or checkpoint
+        own = AutoConfig.from_pretrained(locate(source, "model").source, trust_remote_code=True)
+        return values | {"backbone_config": own}
+    return values
+
+
+def code_remedy(error: BaseException) -> str:
+    """Advice for an error of transformers that asks for `trust_remote_code`; "" for any other."""
+    asked = "trust_remote_code" in str(error)
+    return "it comes with code of its own, which runs with --trust_remote_code alone" if asked else ""
 
 
 def hub_remedy(error: BaseException | None) -> str:

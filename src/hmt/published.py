@@ -11,10 +11,11 @@ import logging
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hmt.options import TrainOptions
 from hmt.options.base import check_positive
+from hmt.pretrained import checkpoint_settings
 
 logger = logging.getLogger(__name__)
 
@@ -153,19 +154,27 @@ class PublishedOptions:
         if self.rmt_only and self.baseline_only:
             raise ValueError("rmt_only and baseline_only exclude each other")
 
+    @staticmethod
+    def inherited(stored: dict[str, Any]) -> dict[str, Any]:
+        """Values of flags that were not given, from what a checkpoint says of itself."""
+        mode = stored.get("mode")
+        dynamic = stored.get("dynamic_reading", False)
+        return stored | {"rmt_only": mode == "rmt", "baseline_only": mode == "backbone", "dynamic": dynamic}
+
     def training(self) -> TrainOptions:
-        """The same as options of `hmt train`."""
-        mode: Literal["rmt", "backbone", "hmt"] = (
-            "rmt" if self.rmt_only else "backbone" if self.baseline_only else "hmt"
-        )
-        same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(self)}
-        settings: dict[str, Any] = {name: getattr(self, name) for name in same - {"save_ckpt"}}
+        """The same as options of `hmt train`; what has no flag here is as in the checkpoint that is loaded."""
+        stored = {} if self.load_from_ckpt is None else checkpoint_settings(self.load_from_ckpt)
+        mode = "rmt" if self.rmt_only else "backbone" if self.baseline_only else "hmt"
+        if mode == "hmt" and stored.get("mode") == "short_term":
+            mode = "short_term"
+        there, own = ({field.name for field in fields(kind)} for kind in (TrainOptions, self))
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (there & own) - {"save_ckpt"}}
+        settings |= {
+            "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
+        }  # fmt: skip
+        settings |= {name: value for name, value in stored.items() if name in there - own}
         settings |= {
             "mode": mode,
-            "memory_injection": "published",
-            "sensory": "reread",
-            "num_recalled_tokens": 0,
-            "num_sinks": 0,
             "task_subset": self.task_config or self.task_subset,
             "stage_1_step": 0,
             "memory_learning_rate": self.learning_rate,
@@ -208,5 +217,5 @@ def _has_wandb() -> bool:
 
 def _use_token(file: Path) -> None:
     """Give the hub's library the token of a file; it is never shown."""
-    if file.is_file():
+    if file.exists():
         os.environ.setdefault("HF_TOKEN", file.read_text().strip())

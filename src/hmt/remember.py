@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
         OSError: If the text or an earlier memory cannot be read, or the memory not written.
         ValueError: If the text is empty or not UTF-8, or the earlier memory is another model's.
     """
-    if options.text != "-":
-        _check_file(Path(options.text))
+    pieces = None if options.text == "-" else _begun(text_pieces(Path(options.text)))
     if options.append and not options.out.exists():
         logger.info("%s is not there yet: starting anew", options.out)
     model, tokenizer = load(options)
@@ -61,7 +61,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     ):
         saved = time.monotonic()
         try:
-            for ids in _tokens(options.text, tokenizer):
+            for ids in _tokens(pieces, tokenizer):
                 check_vocabulary(ids, len(model.embedding_table))
                 state = model.remember(torch.tensor([ids], device=model.device), state)
                 bar.update(len(ids))
@@ -104,18 +104,21 @@ def _summary(state: MemoryState, before: int, meter: Meter, out: Path) -> tuple[
     return figures, closing
 
 
-def _check_file(path: Path) -> None:
-    """Complain of a file that cannot be read, or does not begin with text, before a model is loaded."""
-    next(text_pieces(path), None)
+def _begun(pieces: Iterator[str]) -> Iterator[str]:
+    """The same pieces, the first one read: a file that cannot be read is refused before a model is loaded.
+
+    The file is opened once, since a pipe cannot be rewound.
+    """
+    return chain([next(pieces, "")], pieces)
 
 
-def _tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of a file, or of what has come on standard input, a part at a time and none of them empty.
+def _tokens(pieces: Iterator[str] | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of a file's pieces, or of standard input where None, a part at a time and none of them empty.
 
     A file is cut so that its tokens are those of the whole; what comes on standard input is not held back for that.
     """
-    if source != "-":
-        parts = token_parts(text_pieces(Path(source)), tokenizer)
+    if pieces is not None:
+        parts = token_parts(pieces, tokenizer)
     else:
         parts = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in _stream())
     return (ids for ids in parts if ids)

@@ -97,6 +97,7 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
                 think_end_token=think_end_token,
                 enable_thinking=enable_thinking,
                 chat_template_args=chat_template_args,
+                trust_remote_code=bool(settings.get("trust_remote_code", False)),
             )
 
     @property

@@ -72,7 +72,7 @@ def model_card(config: HMTConfig, name: str, complete: bool, adapter: bool) -> M
         base=_origin(base, is_hub_id) or f"a {config.get_text_config().model_type} model",
         revision=f" at revision `{config.backbone_revision}`" if config.backbone_revision else "",
         fresh=config.fresh_tokens,
-        window=config.segment_length,
+        window=config.window,
         contents=contents,
         name=name,
         tokenizer=base if is_hub_id else name,

@@ -61,7 +61,12 @@ class LegacyWeights:
 
 
 def convert_checkpoint(
-    state_path: Path, backbone_dir: Path, out_dir: Path, config: MemoryConfig, lora_alpha: int = 32
+    state_path: Path,
+    backbone_dir: Path,
+    out_dir: Path,
+    config: MemoryConfig,
+    lora_alpha: int = 32,
+    trust_remote_code: bool = False,
 ) -> tuple[HMTForCausalLM, tuple[str, ...]]:
     """Write a native checkpoint with the weights of a published one.
 
@@ -71,6 +76,7 @@ def convert_checkpoint(
         out_dir: Where the native checkpoint goes.
         config: Memory settings the weights were trained with; the injection is always "published".
         lora_alpha: LoRA alpha of the published run, which its weights do not tell.
+        trust_remote_code: Run code that comes with the backbone.
 
     Returns:
         The converted model, and the names of weights that have no place in it.
@@ -87,7 +93,10 @@ def convert_checkpoint(
     }  # fmt: skip
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_dir, local_files_only=True))
+    backbone_config = AutoConfig.from_pretrained(
+        backbone_dir, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    backbone = AutoModelForCausalLM.from_config(backbone_config, trust_remote_code=trust_remote_code)
     tied = getattr(backbone, "all_tied_weights_keys", {})
     _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))
     model = HMTForCausalLM.from_backbone(backbone, **fields).eval()

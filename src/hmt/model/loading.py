@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt.config import memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions, ReadingOptions
-from hmt.pretrained import first_line, load_tokenizer
+from hmt.pretrained import first_line, has_tokenizer, load_tokenizer
 
 
 def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
@@ -35,14 +35,18 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
     model.eval()
     if isinstance(options, ReadingOptions) and options.compile:
         model.compile_reading()
-    return model, _tokenizer(options, model)
+    tokenizer = _tokenizer(options, model)
+    model.use_tokenizer(tokenizer)
+    return model, tokenizer
 
 
 def _build(options: ModelOptions, dtype: dict[str, Any]) -> HMTForCausalLM:
     """The model of a checkpoint, or a backbone with a new memory."""
     fields = memory_fields(options)
     if options.load_from_ckpt is not None:
-        return HMTForCausalLM.from_pretrained(options.load_from_ckpt, **fields, **dtype)
+        return HMTForCausalLM.from_pretrained(
+            options.load_from_ckpt, trust_remote_code=options.trust_remote_code, **fields, **dtype
+        )
     return HMTForCausalLM.from_backbone(
         options.model_name,
         gguf_file=options.gguf_file,
@@ -71,11 +75,10 @@ def choose_device(name: str) -> torch.device:
 
 def _tokenizer(options: ModelOptions, model: HMTForCausalLM) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, else that of its backbone."""
+    trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if options.load_from_ckpt is None:
-        return load_tokenizer(options.model_name, revision=options.revision)
-    try:
-        return load_tokenizer(options.load_from_ckpt)
-    except OSError:
-        if not model.config.backbone_source:
-            raise
-        return load_tokenizer(model.config.backbone_source, revision=model.config.backbone_revision)
+        return load_tokenizer(options.model_name, revision=options.revision, **trust)
+    source = model.config.backbone_source
+    if source and not has_tokenizer(options.load_from_ckpt):
+        return load_tokenizer(source, revision=model.config.backbone_revision, **trust)
+    return load_tokenizer(options.load_from_ckpt, **trust)

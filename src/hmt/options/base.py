@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hmt.config import MemoryConfig
 
@@ -95,7 +95,7 @@ class ModelOptions(HubOptions, MemoryConfig):
     model_name: str = "smollm2-135m"
     """Backbone: a directory, a hub id, or smollm2-135m, which needs no hub."""
     load_from_ckpt: str | None = None
-    """Checkpoint directory (or hub id) to use instead; its memory settings are the defaults of the flags above."""
+    """Checkpoint directory (or hub id) to use instead; flags that are not given take its values."""
     gguf_file: str | None = None
     """GGUF file in the backbone's directory or repository."""
     revision: str | None = None
@@ -106,6 +106,11 @@ class ModelOptions(HubOptions, MemoryConfig):
     """Number format of the backbone's weights; auto is that of the checkpoint."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
+
+    @staticmethod
+    def inherited(stored: dict[str, Any]) -> dict[str, Any]:
+        """Values of flags that were not given, from what a checkpoint says of itself."""
+        return stored
 
 
 @dataclass(kw_only=True)

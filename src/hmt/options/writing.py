@@ -69,7 +69,7 @@ class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
     chat: bool = False
     """The prompt is a message to be answered: put it into the tokenizer's chat template."""
     explain: bool = False
-    """Show which earlier segments were recalled most, read again or copied from, with their text."""
+    """Show the passages that were recalled for the prompt."""
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -152,3 +152,5 @@ class ConvertOptions(MemoryConfig):
     """Directory of the new checkpoint."""
     lora_alpha: int = 32
     """Alpha of the run's LoRA, which its weights do not tell."""
+    trust_remote_code: bool = False
+    """Run code that comes with the backbone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,69 +13,72 @@ from hmt.memory.state import MemoryState
 from hmt.model.outputs import RecallTrace
 
 SHOWN_CHARACTERS = 200
-SHOWN_PARTS = 5
 
 
 @dataclass(frozen=True)
 class RecalledSegment:
-    """A segment that was recalled, read again or copied from.
+    """A segment whose memory embeddings were recalled.
 
     Attributes:
-        number: Of the segment, from 0.
-        share: Of all that was recalled; 0 where it was copied from alone.
-        text: Of the segment; None if the bank no longer keeps it.
-        read_again: The parts of it that were put into the window again, most often read first.
-        copied: What was written that had followed the same words in it, the longest first.
+        number: Number of the segment, from 0.
+        share: Share of all that was recalled.
+        text: Its text; None if the bank no longer keeps it.
     """
 
     number: int
     share: float
     text: str | None
-    read_again: tuple[str, ...] = ()
-    copied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecalledPassage:
+    """A passage of remembered text that was put into the window.
+
+    Attributes:
+        start: Tokens of the text before it.
+        tokens: Its length.
+        score: Weight of the phrases it shares with the prompt, in nats.
+        text: Its text.
+    """
+
+    start: int
+    tokens: int
+    score: float
+    text: str
 
 
 def recalled_segments(
     trace: RecallTrace | None, memory: MemoryState | None, tokenizer: PreTrainedTokenizerBase, count: int = 5
 ) -> list[RecalledSegment]:
-    """The segments that were recalled most, strongest first, then others that were read again or copied from."""
+    """The segments whose embeddings were recalled most, strongest first."""
     if trace is None or memory is None:
         return []
-    shares = dict(trace.strongest())
-    runs_copied = [(number, run) for number, run in trace.copied_runs() if len(run) > 1]  # one token says little
-    read_again, copied = _by_segment(trace.read_again()), _by_segment(runs_copied)
-    shown = list(shares)[:count]
-    for runs in (read_again, copied):
-        shown += sorted(runs, key=lambda number: sum(map(len, runs[number])), reverse=True)[:count]
     found = []
-    for number in dict.fromkeys(shown):
+    for number, share in trace.strongest(count):
         tokens = memory.segment_tokens(number)
-        text = None if tokens is None else str(tokenizer.decode(tokens))
-        often = Counter(str(tokenizer.decode(run)) for run in read_again[number]).most_common()
-        longest = (str(tokenizer.decode(run)) for run in sorted(copied[number], key=len, reverse=True))
-        parts = tuple(part for part, _ in often), tuple(dict.fromkeys(longest))
-        found.append(RecalledSegment(number, shares.get(number, 0.0), text, *parts))
+        found.append(RecalledSegment(number, share, None if tokens is None else str(tokenizer.decode(tokens))))
     return found
 
 
-def _by_segment(runs: list[tuple[int, Tensor]]) -> dict[int, list[Tensor]]:
-    """Runs of tokens by the number of their segment."""
-    found: dict[int, list[Tensor]] = defaultdict(list)
-    for number, run in runs:
-        found[number].append(run)
-    return found
+def recalled_passages(
+    trace: RecallTrace | None, tokenizer: PreTrainedTokenizerBase, row: int = 0
+) -> list[RecalledPassage]:
+    """The passages that a row recalled, oldest first."""
+    passages = [] if trace is None else trace.of_row(row)
+    return [
+        RecalledPassage(one.start, len(one.ids), one.score, str(tokenizer.decode(one.ids.tolist()))) for one in passages
+    ]
 
 
-def describe_recall(segments: list[RecalledSegment]) -> str:
-    """A line for each segment and for the first parts of it that were read again or copied, texts cut in the middle."""
-    if not segments:
+def describe_recall(segments: list[RecalledSegment], passages: list[RecalledPassage]) -> str:
+    """The recalled passages as they stand in the text, and a line for each recalled segment."""
+    if not segments and not passages:
         return "nothing was recalled"
     lines = []
-    for one in segments:
-        share = f"{one.share:6.1%}" if one.share else "     -"
-        lines.append(f"segment {one.number:>5}  {share}  {shortened(one.text)}")
-        for told, parts in (("read again", one.read_again), ("copied    ", one.copied)):
-            lines += [f"           {told}  {shortened(part)}" for part in parts[:SHOWN_PARTS]]
+    for one in passages:
+        lines.append(f"recalled tokens {one.start:,} to {one.start + one.tokens:,} (score {one.score:.1f}):")
+        lines += [f"    {line}" for line in one.text.strip().splitlines()]
+    lines += [f"segment {one.number:>5}  {one.share:6.1%}  {shortened(one.text)}" for one in segments]
     return "\n".join(lines)
 
 

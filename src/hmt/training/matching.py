@@ -137,7 +137,9 @@ def matching_rank(budget: Budget) -> int:
 
     config = HMTConfig.from_pretrained(budget.checkpoint)
     with torch.device("meta"):
-        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=False)
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config.backbone_config, trust_remote_code=bool(budget.options.get("trust_remote_code"))
+        )
         memory = HMTForCausalLM(config, backbone=backbone).memory
         wanted = sum(parameter.numel() for parameter in memory.parameters())
         adapted = HMTForCausalLM.from_backbone(backbone, **memory_fields(config))

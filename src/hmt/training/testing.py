@@ -122,7 +122,7 @@ def _write_on(
 def _prompt(text: str) -> str:
     """The prompt itself, or what is in the file of that name."""
     try:
-        is_file = Path(text).is_file()
-    except OSError:  # a prompt that is too long for a name
+        is_file = bool(text) and Path(text).exists() and not Path(text).is_dir()  # it may be a pipe
+    except (OSError, ValueError):  # a prompt that no file can have for a name
         is_file = False
     return read_text(Path(text)) if is_file else text
