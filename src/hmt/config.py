@@ -105,7 +105,12 @@ class MemoryConfig:
         Args:
             overrides: Fields to set differently.
         """
-        settings: dict[str, Any] = {"sensory": "reread", "memory_injection": "published", "num_recalled_tokens": 0, "num_sinks": 0}
+        settings: dict[str, Any] = {
+            "sensory": "reread",
+            "memory_injection": "published",
+            "num_recalled_tokens": 0,
+            "num_sinks": 0,
+        }
         return cls(**settings | overrides)
 
     @property

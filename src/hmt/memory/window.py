@@ -95,7 +95,7 @@ class Window:
         """The window that `tensors` came from, of a backbone with so many layers."""
         parts: Any = [[tensors.get(f"{part}.{layer}") for layer in range(layers)] for part in ("keys", "values")]
         slots = tensors["positions"].shape[1]
-        buffer = Buffer(*parts, slots) if any(t is not None for t in parts[0]) else None
+        buffer = Buffer(parts[0], parts[1], slots) if any(t is not None for t in parts[0]) else None
         return cls(buffer, *(tensors[name] for name in ("positions", "valid", "kinds", "next_position")))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Window:
