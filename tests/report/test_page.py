@@ -216,7 +216,7 @@ def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(
     def kept(*more: object) -> list[list[str]]:
         status, _, complaint = run_cli("report", tmp_path / "book.memory", *more, "--out", tmp_path / "report")
         assert status == 0, complaint
-        columns, *rows = csv.reader((tmp_path / "report" / "kept.csv").open())
+        columns, *rows = csv.reader((tmp_path / "report" / "kept-texts.csv").open())
         assert columns == ["segment", "usage", "tokens", "text"]
         assert len(rows) == 3
         assert {row[2] for row in rows} == {"14"}
