@@ -200,7 +200,7 @@ def test_without_the_extra_verbs_that_draw_name_it_and_training_goes_without(
     monkeypatch.setitem(sys.modules, "altair", None)
     status, _, complaint = run_cli("report", tmp_path / "figures.json")
     assert status == 2
-    assert "hmt[report]" in complaint
+    assert "vl-convert-python" in complaint
     assert complaint.count("\n") == 1
     assert draw(tmp_path, FIGURES["history"], None) == []
 
