@@ -200,7 +200,7 @@ def test_without_the_extra_verbs_that_draw_name_it_and_training_goes_without(
     monkeypatch.setitem(sys.modules, "altair", None)
     status, _, complaint = run_cli("report", tmp_path / "figures.json")
     assert status == 2
-    assert "hmt[report]" in complaint
+    assert "vl-convert-python" in complaint
     assert complaint.count("\n") == 1
     assert draw(tmp_path, FIGURES["history"], None) == []
 
@@ -216,7 +216,7 @@ def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(
     def kept(*more: object) -> list[list[str]]:
         status, _, complaint = run_cli("report", tmp_path / "book.memory", *more, "--out", tmp_path / "report")
         assert status == 0, complaint
-        columns, *rows = csv.reader((tmp_path / "report" / "kept.csv").open())
+        columns, *rows = csv.reader((tmp_path / "report" / "kept-texts.csv").open())
         assert columns == ["segment", "usage", "tokens", "text"]
         assert len(rows) == 3
         assert {row[2] for row in rows} == {"14"}

@@ -9,5 +9,5 @@ def check_installed() -> None:
     Raises:
         ImportError: If one is missing; names the extra.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
-        raise ImportError("plots need altair and vl-convert-python, the extra report: pip install 'hmt[report]'")
+    if any(importlib.util.find_spec(name) is None for name in ("altair", "vl_convert", "PIL")):
+        raise ImportError("plots need the extra report: pip install altair vl-convert-python pillow")

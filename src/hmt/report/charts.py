@@ -204,12 +204,13 @@ def kept(figures: Figures) -> Iterator[Panel]:
     empty = {key for key in ("score",) if all(segment.get(key) is None for segment in segments)}
     columns = [key for key in dict.fromkeys(key for segment in segments for key in segment) if key not in empty]
     rows = [{key: segment.get(key) for key in columns} for segment in segments]
-    chart = bars(rows, Axis("segment", "segment"), Axis("usage", "usage"))
+    numbers = [{key: value for key, value in row.items() if key != "text"} for row in rows]
+    chart = bars(numbers, Axis("segment", "segment"), Axis("usage", "usage"))
     note = (
         "Segments in the bank, oldest first. Usage: decayed sum of the recall weights that they received. Score: "
         "their value to the retention policy, where it has one."
     )
-    yield Panel("kept", "Usage of kept segments", note, rows, chart)
+    yield Panel("kept", "Usage of kept segments", note, numbers, chart)
     yield Panel("kept-texts", f"{len(rows)} kept segments", "", rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,7 @@ def save(panels: Sequence[Panel], path: Path, columns: int = 1) -> None:
         columns: Charts per row.
     """
     charts = [panel.chart.properties(title=panel.title) for panel in panels if panel.chart is not None]
-    several = alt.concat(*charts, columns=columns)
-    several = several.resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    spec = (charts[0] if len(charts) == 1 else several).to_dict()
+    spec = (charts[0] if len(charts) == 1 else _concatenate(charts, columns)).to_dict()
     with atomic_file(path) as unfinished:
         if path.suffix == ".svg":
             unfinished.write_text(vl_convert.vegalite_to_svg(spec, config=theme()), encoding="utf-8")
@@ -256,6 +255,14 @@ def recall_map(cells: Sequence[Row], texts: Sequence[Row]) -> Drawing:
         .add_params(chosen)
         .properties(width=WIDTH, height=400)
     )  # fmt: skip
+
+
+def _concatenate(charts: Sequence[Drawing], columns: int) -> alt.ConcatChart:
+    """Join charts that keep colors, shapes and legends of their own."""
+    with warnings.catch_warnings():  # charts of one measure share the selection of their legends, unused in a picture
+        warnings.filterwarnings("ignore", "Automatically deduplicated selection parameter")
+        joined = alt.concat(*charts, columns=columns)
+    return joined.resolve_scale(color="independent", shape="independent", strokeDash="independent")
 
 
 def _base(rows: Sequence[Row], y: Axis) -> tuple[alt.Chart, alt.Parameter]:
