@@ -1,15 +1,18 @@
 """Lexical search: the passages of remembered text that answer a query.
 
-A phrase is one to three tokens in a row. Every distinct phrase that a query shares with the text counts once for a
-passage, by how rare the phrase is in the text, as in BM25; but passages are not cut beforehand: every run of tokens
-is a candidate. No model and no index: a few passes over the token ids, with tables over the vocabulary.
+The text is divided into lines; a passage is a few whole lines, and one may begin at every line. It is scored like in
+BM25, by the phrases it shares with the query: one to three tokens in a row, by how rare they are in the text, with
+saturation and length normalization. No model and no index: a few passes over the token ids with tables over the
+vocabulary, then work on what matched.
 
-Shape legend: T tokens of text, J query tokens, V vocabulary, U distinct phrases of one length, H hits, P passages.
+Shape legend: T tokens of text, J query tokens, V vocabulary, U distinct phrases of one length, H hits, K passages that
+may be chosen, P passages that are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,22 +22,36 @@ PHRASE_WEIGHTS = (1.0, 0.5, 0.25)
 """Weight of a phrase of one, two and three tokens; a longer one counts on top of the shorter ones in it."""
 
 RARITY_WINDOW = 64
-"""A phrase is rare if few runs of this many tokens hold it: one that most of them hold has no weight."""
+"""Tokens per document for inverse document frequencies: a phrase found this often has no weight."""
 
-STEPS = 1024
-"""Weights are whole multiples of 1 / STEPS nats: sums are exact in any order, and ties are ties."""
+SATURATION = 0.4
+"""Weight of a phrase's second occurrence in a passage; further ones have none."""
 
-CORE = 0.5
-"""Share of a passage in which hits are counted together; the rest is the context of what is found."""
+LENGTH_NORMALIZATION = 0.25
+"""As b in BM25: 0 does not favor short passages, 1 divides by length."""
 
 LEAD = 0.25
-"""Share of the spare tokens of a passage that stand before its first hit; answers follow more often than they lead."""
+"""Share of a passage's spare tokens that may precede its first hit; answers follow more often than they lead."""
 
-EVIDENCE = 2.0
+MOST_HITS = 4096
+"""Matches of phrases of one length that are always looked at; in long texts one for every 16 tokens."""
+
+STEPS = 1024
+"""Weights are whole multiples of 1 / STEPS nats, so sums are exact in any order and equal passages tie."""
+
+ABSENT_WORDS = 1.0
 """Least weight that a query is taken to have, in words that the text does not hold."""
 
 THRESHOLD = 0.3
 """Least share of the query's weight that the best passage must have."""
+
+FUNCTION_WORDS = frozenset(
+    "a about all also am an and any are as at be been but by can could did do does for from had has have he her him "
+    "his how i if in into is it its many me mentioned more most much my no not of on or our please she so some such "
+    "tell than that the their them then there these they this to us was we were what when where which who whom whose "
+    "why will with would you your".split()
+)
+"""English words that say nothing of what a question is about."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Passages:
     Attributes:
         starts: First token of each, (P,) int64.
         ends: One past its last token, (P,) int64.
-        scores: Weight of the distinct phrases it shares with the query, (P,) float32, in nats.
+        scores: Weight of the phrases it shares with the query, (P,) float32, in nats, normalized by length.
         coverage: Share of the query's weight that the best passage of the text has, 0 to 1, relevant or not.
     """
 
@@ -66,14 +83,48 @@ class Passages:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """Tables of a tokenizer that the search reads.
+
+    Attributes:
+        newlines: True for tokens that end a line, (V,) bool.
+        sentences: True for tokens that end a sentence, (V,) bool.
+        words: Id of the word each token stands for, whatever its case and its space, (V,) int32; negative for words
+            that count only in phrases.
+    """
+
+    newlines: Tensor
+    sentences: Tensor
+    words: Tensor
+
+    @classmethod
+    def of(cls, pieces: Sequence[str], ignored: Collection[str] = FUNCTION_WORDS) -> Vocabulary:
+        """Make the tables from the text of each token, `pieces`; `ignored` words and punctuation count in phrases."""
+        ids: dict[str, int] = {}
+        words = []
+        for number, piece in enumerate(pieces):
+            word = piece.strip().lower() or piece
+            bare = word.strip(string.punctuation + string.whitespace)
+            identity = ids.setdefault(word, number)
+            words.append(-1 - identity if not bare or bare in ignored else identity)
+        ends = [piece.rstrip(" \"')]*_\u201d\u2019") for piece in pieces]
+        return cls(
+            torch.tensor(["\n" in piece for piece in pieces], dtype=torch.bool),
+            torch.tensor([end.endswith((".", "!", "?", "\u3002")) for end in ends], dtype=torch.bool),
+            torch.tensor(words, dtype=torch.int32),
+        )
+
+
+@dataclass(frozen=True)
 class Hits:
-    """The phrases that a text shares with a query, in order of position within each phrase length.
+    """The phrases that a text shares with a query.
 
     Attributes:
         begins: First token of each hit, (H,) int64.
         ends: One past its last token, (H,) int64.
         weights: Weight of its phrase, (H,) int32, in 1 / STEPS nats.
-        previous: First token of the same phrase's hit before this one, (H,) int64; far below 0 if there is none.
+        previous: First token of the same phrase's hit before this one, (H,) int64; -1 if there is none.
+        before: The same of the hit before that one.
         total: Weight of all distinct words of the query, in the text or not, in 1 / STEPS nats.
     """
 
@@ -81,6 +132,7 @@ class Hits:
     ends: Tensor
     weights: Tensor
     previous: Tensor
+    before: Tensor
     total: int
 
 
@@ -92,7 +144,8 @@ def find_passages(
     newlines: Tensor | None = None,
     sentences: Tensor | None = None,
     words: Tensor | None = None,
-    pieces: int = 2,
+    spellings: Sequence[Tensor] = (),
+    pieces: int = 4,
     threshold: float = THRESHOLD,
 ) -> Passages:
     """Find the passages of a text that share most with a query.
@@ -101,15 +154,19 @@ def find_passages(
         text: Remembered token ids, oldest first, (T,), any integer dtype, on the CPU.
         query: Token ids of the question, (J,).
         budget: Most tokens of all passages together.
-        newlines: True for tokens that end a line, (V,) bool; passages begin and end with a line where they can.
-        sentences: True for tokens that end a sentence, (V,) bool; for where no line ends near.
-        words: Id of the word each token stands for, (V,), so that " Key" matches "key"; none: each token for itself.
-        pieces: Number of passages to divide the budget among, at most.
-        threshold: Least share of the query's weight (0 to 1) that the best passage must have; 0 never gives nothing
-            as long as one phrase is shared.
+        newlines: True for tokens that end a line, (V,) bool; passages begin and end with a line that fits the budget.
+        sentences: True for tokens that end a sentence, (V,) bool; they divide lines that are longer than the budget.
+        words: Id of the word each token stands for, (V,), so that " Key" matches "key"; negative for words that count
+            only in phrases. Without it every token stands for itself.
+        spellings: Words of the query encoded otherwise, one tensor each, e.g. without the space before it, since
+            many tokenizers divide a word differently at the start of a line.
+        pieces: Number of passages to divide the budget among: each has up to `budget // pieces` tokens, or one line
+            if that is longer. There may be more if they are shorter.
+        threshold: Least share of the query's weight (0 to 1) that the best passage must have; 0 for whatever shares
+            anything.
 
     Returns:
-        Passages that do not overlap, oldest first.
+        Passages that do not overlap, oldest first. Of equal passages the newest come first to use the budget.
 
     Raises:
         ValueError: If `budget` or `pieces` is below 1.
@@ -119,133 +176,215 @@ def find_passages(
     if not len(text) or not len(query):
         return _passages([], 0.0)
     text = text.int()
-    hits = shared_phrases(text, query.int(), words)
-    pieces = min(pieces, budget)
-    size = min(budget // pieces, len(text))
-    core = min(max(round(size * CORE), 1), size)
-    scores = window_scores(hits, len(text), core)
-    strongest = int(window_scores(hits, len(text), min(RARITY_WINDOW, len(text))).max())
-    least = EVIDENCE * STEPS * float(_rarity(torch.zeros(1), len(text)))
-    coverage = min(strongest / max(hits.total, least), 1.0)
+    size = max(budget // pieces, 1)
+    edges, lines = divide(text, budget, max(size // 4, 1), newlines, sentences)
+    starts = edges[:-1]
+    # A passage from each unit of the text on: to the end of its line, or the units that fit in its size; one at least.
+    longest = torch.maximum(torch.minimum(lines, starts + budget), starts + size)
+    reach = torch.maximum(torch.searchsorted(edges, longest, right=True) - 1, torch.arange(1, len(edges)))
+    ends = edges[reach]
+    hits = shared_phrases(text, query.int(), words, spellings)
+    shared = score(hits, edges, reach)
+    coverage = min(int(shared.max()) / max(hits.total, _weight_of_absent(len(text))), 1.0)
     if coverage < threshold:
         return _passages([], coverage)
-    breaks = [table for table in (newlines, sentences) if table is not None]
-    chosen: list[tuple[int, int, int]] = []
-    while len(chosen) < pieces:
-        best = int(scores.max())
-        if best <= 0:
+    lengths = (ends - starts).float()
+    scores = shared / (1 - LENGTH_NORMALIZATION + LENGTH_NORMALIZATION * lengths / lengths.mean())
+    chosen: list[tuple[int, int, float]] = []
+    left, allowed = budget, shared > 0
+    while 2 * left >= size:
+        allowed &= ends - starts <= left
+        ranked = scores.masked_fill(~allowed, 0)
+        best = float(ranked.max())
+        if best == 0:
             break
-        window = int((scores == best).nonzero()[-1])
-        inside = (hits.begins >= window) & (hits.ends <= window + core)
-        first, last = int(hits.begins[inside].min()), int(hits.ends[inside].max())
-        low = max((end for _, end, _ in chosen if end <= first), default=0)
-        high = min((start for start, _, _ in chosen if start >= last), default=len(text))
-        start, end = _place(text, first, last, size, low, high, breaks)
+        number = int((ranked == best).nonzero()[-1])
+        first = int(hits.begins[torch.searchsorted(hits.begins, starts[number])])
+        number = _lead_in(number, first, size, starts, shared, allowed)
+        start, end = int(starts[number]), int(ends[number])
         chosen.append((start, end, best))
-        scores[max(start - core + 1, 0) : end] = 0
+        left -= end - start
+        allowed &= (ends <= start) | (starts >= end)
     return _passages(chosen, coverage)
 
 
-def _passages(chosen: Sequence[tuple[int, int, int]], coverage: float) -> Passages:
-    rows = torch.tensor(sorted(chosen), dtype=torch.int64).reshape(-1, 3)
-    return Passages(rows[:, 0], rows[:, 1], rows[:, 2].float() / STEPS, coverage)
+def _passages(chosen: Sequence[tuple[int, int, float]], coverage: float) -> Passages:
+    rows = sorted(chosen)
+    places = torch.tensor([row[:2] for row in rows], dtype=torch.int64).reshape(-1, 2)
+    return Passages(places[:, 0], places[:, 1], torch.tensor([row[2] for row in rows]) / STEPS, coverage)
 
 
-def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None) -> Hits:
-    """The phrases of a query in a text, each with its weight.
+def _lead_in(number: int, first: int, size: int, starts: Tensor, shared: Tensor, allowed: Tensor) -> int:
+    """The earliest passage before `number` that shares as much and leads up to the token `first` with few others."""
+    while (
+        number
+        and first - int(starts[number - 1]) <= LEAD * size
+        and allowed[number - 1]
+        and shared[number - 1] >= shared[number]
+    ):
+        number -= 1
+    return number
+
+
+def divide(
+    text: Tensor, limit: int, step: int, newlines: Tensor | None, sentences: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Divide a text into lines; those above `limit` tokens into sentences; those above it every `step` tokens.
+
+    Returns:
+        Where units begin, and the end of the text, (K + 1,) int64, ascending; and where the line of each unit ends,
+        (K,) int64: that of the text without `newlines`.
+    """
+    tokens = len(text)
+    lines = edges = torch.tensor([0, tokens])
+    tables = [(kind, table) for kind, table in ((2, newlines), (1, sentences)) if table is not None]
+    if tables:
+        kinds = torch.zeros(len(tables[0][1]), dtype=torch.int8)
+        for kind, table in tables:
+            kinds = torch.where(table & (kinds == 0), kind, kinds).to(torch.int8)
+        told = kinds.index_select(0, text[:-1])
+        places = told.nonzero()[:, 0]
+        line = told[places] == 2
+        lines = torch.cat([edges[:1], places[line] + 1, edges[1:]])
+        number = torch.searchsorted(lines, places + 1)
+        long = lines[number] - lines[(number - 1).clamp(min=0)] > limit
+        edges = torch.cat([edges[:1], places[line | long] + 1, edges[1:]])
+    gaps = edges.diff()
+    cuts = torch.where(gaps > limit, (gaps - 1).div(step, rounding_mode="floor"), 0)
+    if int(cuts.sum()):
+        index = torch.arange(int(cuts.sum())) - (cuts.cumsum(0) - cuts).repeat_interleave(cuts)
+        edges = torch.cat([edges, edges[:-1].repeat_interleave(cuts) + step * (index + 1)]).sort()[0]
+    return edges, lines[torch.searchsorted(lines, edges[:-1], right=True)]
+
+
+def shared_phrases(
+    text: Tensor, query: Tensor, words: Tensor | None = None, spellings: Sequence[Tensor] = ()
+) -> Hits:
+    """Find the phrases of a query in a text, ordered by position.
 
     Args:
         text: Token ids, (T,) int32.
         query: Token ids, (J,) int32.
-        words: Id of the word each token stands for, (V,).
+        words: Id of the word each token stands for, (V,), negative for those that count only in phrases.
+        spellings: Words of the query encoded otherwise; they find hits but do not add to the weight of the query.
     """
-    size = int(torch.maximum(text.max(), query.max())) + 1
-    table = torch.arange(size, dtype=torch.int32) if words is None else words[:size].int()
-    asked = table.index_select(0, query)
-    distinct, asked = asked.unique(return_inverse=True)
+    spelled = torch.cat([query, *(one.int() for one in spellings)])
+    largest = int(torch.maximum(text.max(), spelled.max())) + 1
+    table = torch.arange(largest, dtype=torch.int32) if words is None else words.int()
+    lowest = int(table.min())
+    distinct, asked = table.index_select(0, spelled).unique(return_inverse=True)
     # Number each distinct word of the query from 1; 0 is any other word.
-    numbers = torch.zeros(int(table.max()) + 1, dtype=torch.int16)
-    numbers[distinct.long()] = torch.arange(1, len(distinct) + 1, dtype=torch.int16)
-    told = numbers.index_select(0, table).index_select(0, text)
-    asked = asked.int() + 1
-    singles_asked, singles_told, count = asked, told, len(distinct)
+    table = _numbering(distinct - lowest, int(table.max()) - lowest + 1).index_select(0, table - lowest)
+    told = table.index_select(0, text)
+    asked = asked + 1
+    single_asked, single_told, base = asked, told, len(distinct) + 1
+    # A piece of a word says little alone, unless it is the whole word.
+    alone = torch.zeros(base, dtype=torch.bool)
+    alone[asked[: len(query)]] = True
+    alone[[int(table[one[0]]) for one in spellings if len(one) == 1]] = True
+    alone[1:] &= distinct >= 0
 
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    total = 0
+    places = torch.arange(0)
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    total, count = 0, len(distinct)
     for length, share in enumerate(PHRASE_WEIGHTS, start=1):
+        if length > min(len(spelled), len(text)):
+            break
         if length > 1:
             # A phrase is the phrase without its last token, and the last token: a pair of numbers, numbered again.
-            base = len(distinct) + 1
-            keys = asked[:-1] * base + singles_asked[length - 1 :]
-            unique, asked = keys.unique(return_inverse=True)
-            asked = asked.int() + 1
-            numbers = torch.zeros((count + 1) * base, dtype=torch.int16)
-            numbers[unique.long()] = torch.arange(1, len(unique) + 1, dtype=torch.int16)
-            told = numbers.index_select(0, told[:-1].int() * base + singles_told[length - 1 :])
-            count = len(unique)
-        if not len(asked) or not len(told):
-            break
-        times = torch.bincount(told, minlength=count + 1).double()
+            pairs, asked = (asked[:-1] * base + single_asked[length - 1 :]).unique(return_inverse=True)
+            asked = asked + 1
+            if length == 2:
+                keys = told[:-1].int() * base + told[1:]
+            else:
+                inside = places <= len(text) - length
+                places, told = places[inside], told[inside]
+                keys = told.int() * base + single_told[places + length - 1]
+            told = _numbering(pairs, (count + 1) * base).index_select(0, keys)
+            count = len(pairs)
+        times = torch.bincount(told, minlength=count + 1)
         weights = (share * STEPS * _rarity(times, len(text))).round().int()
-        weights[0] = 0
         if length == 1:
-            total = int(weights.sum())
-        places = (weights.index_select(0, told.int()) > 0).nonzero()[:, 0]
-        phrases = told[places]
-        parts.append((places, places + length, weights[phrases.long()], _previous(places, phrases)))
-    begins, ends, weights, previous = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Hits(begins, ends, weights, previous, total)
+            weights[~alone] = 0
+            total = int(weights[asked[: len(query)].unique()].sum())
+        # The most frequent phrases are worth least and cost most: leave out those beyond a number of matches.
+        order = weights.argsort(descending=True)
+        weights[order[times[order].cumsum(0) > max(MOST_HITS, len(text) // 16)]] = 0
+        weights[0] = 0
+        if length <= 2:
+            # The longer phrases begin with any of these; of single words only those that count are looked at again.
+            seen = (weights > 0).index_select(0, told.int()) if length == 1 else told > 0
+            places = seen.nonzero()[:, 0]
+        else:
+            places = places[told > 0]
+            told = told[told > 0]
+        phrases = told[places] if length <= 2 else told
+        counted = weights.index_select(0, phrases.int()) > 0
+        begins, kinds = places[counted], phrases[counted]
+        parts.append((begins, begins + length, weights[kinds.long()], *_previous(begins, kinds)))
+        if length == 2:
+            told = phrases
+    begins, ends, weights, previous, before = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    order = begins.argsort(stable=True)
+    return Hits(begins[order], ends[order], weights[order], previous[order], before[order], total)
+
+
+def _numbering(keys: Tensor, size: int) -> Tensor:
+    """A table that numbers keys (U,) from 1, and anything else 0, (size,) int16."""
+    table = torch.zeros(size, dtype=torch.int16)
+    table[keys.long()] = torch.arange(1, len(keys) + 1, dtype=torch.int16)
+    return table
 
 
 def _rarity(times: Tensor, tokens: int) -> Tensor:
-    """Rarity in nats of phrases that a text holds so many times; 0 for those that all its parts hold."""
-    runs = tokens / RARITY_WINDOW + 1
-    return (1 + (runs - times + 0.5).clamp(min=0) / (times + 0.5)).log()
+    """Inverse document frequency, in nats, of phrases that a text of so many tokens holds so many times."""
+    documents = tokens / RARITY_WINDOW + 1
+    return (1 + (documents - times + 0.5).clamp(min=0) / (times + 0.5)).log()
 
 
-def _previous(places: Tensor, phrases: Tensor) -> Tensor:
-    """The place of the same phrase before each place, (H,) int64; far below 0 where there is none."""
+def _weight_of_absent(tokens: int) -> float:
+    return ABSENT_WORDS * STEPS * float(_rarity(torch.zeros(1), tokens))
+
+
+def _previous(places: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
+    """The last place of the same phrase before each place, and the last but one, each (H,) int64; -1 for none."""
     ordered, order = phrases.sort(stable=True)
-    before = places.new_full((len(places),), -(1 << 40))
-    same = ordered[1:] == ordered[:-1]
-    before[order[1:][same]] = places[order[:-1][same]]
-    return before
+    sorted_places = places[order]
+    result = []
+    for back in (1, 2):
+        earlier = torch.full_like(places, -1)
+        same = ordered[back:] == ordered[:-back]
+        earlier[order[back:][same]] = sorted_places[:-back][same]
+        result.append(earlier)
+    return result[0], result[1]
 
 
-def window_scores(hits: Hits, tokens: int, size: int) -> Tensor:
-    """Weight of the distinct phrases in each window of `size` of `tokens` tokens, (tokens - size + 1,) int32."""
-    # A hit counts for the windows that hold it whole and begin behind the previous hit of its phrase.
-    starts = tokens - size + 1
-    first = torch.maximum(hits.previous + 1, hits.ends - size).clamp(min=0, max=starts)
-    beyond = (hits.begins + 1).clamp(max=starts)
-    weights = hits.weights * (first < beyond)
-    changes = torch.zeros(starts + 1, dtype=torch.int32)
-    changes.scatter_add_(0, first, weights).scatter_add_(0, beyond, -weights)
+def score(hits: Hits, edges: Tensor, reach: Tensor) -> Tensor:
+    """Weight of the phrases that passages share with a query, before length normalization.
+
+    Args:
+        hits: Of the query.
+        edges: Where the units of the text begin, and its end, (K + 1,) int64.
+        reach: One past the last unit of the passage that begins with each, ascending, (K,) int64.
+
+    Returns:
+        (K,) int32, in 1 / STEPS nats.
+    """
+    # Passages are numbered as the units they begin with; -1 is before the text.
+    units = torch.zeros(int(edges[-1]) + 1, dtype=torch.int32)
+    units[edges[1:-1] + 1] = 1
+    units[0] = -1
+    units[1] = 1
+    units = units.cumsum(0, dtype=torch.int32)
+    earliest = torch.searchsorted(reach, torch.arange(1, len(edges)), out_int32=True)
+    whole = earliest.index_select(0, units.index_select(0, hits.ends))
+    # A hit counts for the passages that hold it whole, in full for those that begin behind the hit of its phrase
+    # before it, and less for those that hold that one too but not the one before.
+    changes = torch.zeros(len(edges), dtype=torch.int32)
+    repeated = (SATURATION * hits.weights).round().int()
+    last, second, third = (1 + units.index_select(0, at + 1) for at in (hits.begins, hits.previous, hits.before))
+    for low, high, weights in ((second, last, hits.weights), (third, second, repeated)):
+        low = torch.maximum(low, whole)
+        counted = weights * (low < high)
+        changes.scatter_add_(0, low.long(), counted).scatter_add_(0, high.long(), -counted)
     return changes.cumsum(0, dtype=torch.int32)[:-1]
-
-
-def _place(
-    text: Tensor, first: int, last: int, size: int, low: int, high: int, breaks: Sequence[Tensor]
-) -> tuple[int, int]:
-    """Put a passage of at most `size` tokens, within `low` and `high`, around hits from `first` to `last`."""
-    spare = size - (last - first)
-    lead = int(spare * LEAD)
-    target = max(min(first - lead, high - size), low)
-    start = _nearest_break(text, target, max(low, last - size, target - lead), first, breaks, target)
-    limit = min(start + size, high)
-    end = _nearest_break(text, limit, last + (limit - last) // 2, limit, breaks, limit)
-    return start, end
-
-
-def _nearest_break(text: Tensor, target: int, low: int, high: int, breaks: Sequence[Tensor], default: int) -> int:
-    """The place in [low, high] nearest to `target` that follows a break, of the first kind that has any."""
-    before = text[max(low - 1, 0) : high]
-    for table in breaks:
-        places = table[before.long()].nonzero()[:, 0] + max(low - 1, 0) + 1
-        if low == 0:
-            places = torch.cat([places.new_zeros(1), places])
-        if high == len(text):
-            places = torch.cat([places, places.new_full((1,), len(text))])
-        if len(places):
-            return int(places[(places - target).abs().argmin()])
-    return max(low, min(default, high))

@@ -1,0 +1,155 @@
+"""Lexical search finds the passages of a text that share rare phrases with a query, and nothing otherwise."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hmt.memory.search import find_passages
+
+VOCABULARY = 1000
+NEWLINE = 0
+SENTENCE = torch.arange(900, 920)
+"""A sentence of words that no text has elsewhere."""
+
+
+def written(tokens: int, seed: int = 0) -> Tensor:
+    """A text whose words are as unevenly frequent as in a language, in lines of 12 tokens; tokens 900 on are free."""
+    frequencies = 1 / torch.arange(1.0, 900.0)
+    generator = torch.Generator().manual_seed(seed)
+    ids = 1 + torch.multinomial(frequencies, max(tokens, 1), replacement=True, generator=generator)
+    ids[11::12] = NEWLINE
+    return ids[:tokens].int()
+
+
+def planted(text: Tensor, sentence: Tensor, *places: int) -> Tensor:
+    """The text with a sentence written over it at each place."""
+    text = text.clone()
+    for place in places:
+        text[place : place + len(sentence)] = sentence
+    return text
+
+
+@pytest.fixture
+def newlines() -> Tensor:
+    table = torch.zeros(VOCABULARY, dtype=torch.bool)
+    table[NEWLINE] = True
+    return table
+
+
+@pytest.mark.parametrize("place", [0, 7_000, 19_980])
+def test_a_planted_sentence_is_found_by_some_of_its_words(place):
+    text = planted(written(20_000), SENTENCE, place)
+    query = torch.cat([written(6, seed=1), SENTENCE[4:6], written(3, seed=2), SENTENCE[9:11]])
+
+    found = find_passages(text, query, 64, pieces=1)
+
+    assert found.starts[0] <= place
+    assert found.ends[0] >= place + len(SENTENCE)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 64, 256, 100_000])
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_passages_are_ordered_by_age_apart_and_within_the_budget(budget, pieces, newlines):
+    text = planted(written(5_000), SENTENCE, 4_000, 1_000, 2_500, 2_530)
+
+    found = find_passages(text, SENTENCE, budget, newlines=newlines, pieces=pieces)
+
+    assert found.relevant
+    assert len(found.starts) <= pieces
+    assert (found.starts < found.ends).all()
+    assert (found.ends[:-1] <= found.starts[1:]).all()
+    assert found.starts[0] >= 0
+    assert found.ends[-1] <= len(text)
+    assert (found.ends - found.starts).sum() <= budget
+    assert len(found.positions) == (found.ends - found.starts).sum()
+
+
+@pytest.mark.parametrize("query", [torch.arange(940, 980), torch.tensor([1, 2, NEWLINE, 3])], ids=["new", "frequent"])
+def test_nothing_is_found_for_words_that_are_nowhere_or_everywhere(query):
+    assert not find_passages(written(20_000), query, 128).relevant
+
+
+def test_of_equal_passages_the_newest_is_found():
+    found = find_passages(planted(written(20_000), SENTENCE, 3_000, 9_000, 6_000), SENTENCE, 40, pieces=1)
+
+    assert found.starts[0] <= 9_000 < found.ends[0]
+
+
+def test_a_passage_begins_and_ends_with_a_line(newlines):
+    text = planted(written(20_000), SENTENCE, 5_003)
+    text[5_010] = text[5_022] = NEWLINE
+
+    found = find_passages(text, SENTENCE, 100, newlines=newlines, pieces=1)
+
+    assert text[found.starts[0] - 1] == NEWLINE
+    assert text[found.ends[0] - 1] == NEWLINE
+
+
+def test_sentences_bound_a_passage_where_no_line_ends_near(newlines):
+    text = written(20_000)
+    text[text == NEWLINE] = 1
+    text[4::9] = 999
+    sentences = torch.zeros(VOCABULARY, dtype=torch.bool)
+    sentences[999] = True
+
+    found = find_passages(
+        planted(text, SENTENCE, 5_003), SENTENCE, 100, newlines=newlines, sentences=sentences, pieces=1
+    )
+
+    assert text[found.starts[0] - 1] == 999
+    assert text[found.ends[0] - 1] == 999
+
+
+def test_tokens_of_one_word_match_each_other():
+    words = torch.arange(VOCABULARY)
+    words[940:960] = SENTENCE
+
+    text = planted(written(20_000), SENTENCE, 5_000)
+
+    assert not find_passages(text, SENTENCE + 40, 64).relevant
+    assert find_passages(text, SENTENCE + 40, 64, words=words, pieces=1).starts[0] <= 5_000
+
+
+def test_a_rare_word_outweighs_many_frequent_ones():
+    text = planted(written(20_000), torch.tensor([1, 2, 3, 4, 5, 6, 7]), 2_000)
+    text[15_000] = 999
+
+    found = find_passages(text, torch.tensor([1, 3, 2, 5, 4, 7, 6, 999]), 32, pieces=1)
+
+    assert found.starts[0] <= 15_000 < found.ends[0]
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(0, 4), (40, 0), (0, 0), (1, 1), (40, 1), (40, 2), (2, 40)])
+def test_short_texts_and_short_queries(tokens, asked):
+    text, query = written(tokens), written(max(tokens, asked))[:asked]
+
+    found = find_passages(text, query, 64, threshold=0)
+
+    assert (found.ends <= tokens).all()
+    assert found.relevant or min(tokens, asked) <= 2
+
+
+def test_a_text_shorter_than_the_budget_may_be_found_whole():
+    found = find_passages(SENTENCE, SENTENCE[3:6], 64, pieces=1)
+
+    assert (int(found.starts[0]), int(found.ends[0])) == (0, len(SENTENCE))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_the_search_is_pure(dtype):
+    text, query = planted(written(20_000), SENTENCE, 5_000).to(dtype), SENTENCE[:6].to(dtype)
+    kept = text.clone(), query.clone()
+
+    first, second = (find_passages(text, query, 128) for _ in range(2))
+
+    assert torch.equal(text, kept[0])
+    assert torch.equal(query, kept[1])
+    assert torch.equal(first.starts, second.starts)
+    assert torch.equal(first.scores, second.scores)
+    assert first.starts.dtype == torch.int64
+
+
+@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": 8, "pieces": 0}])
+def test_a_budget_below_one_token_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(name for name in wrong)):
+        find_passages(SENTENCE, SENTENCE, **wrong)
