@@ -253,12 +253,13 @@ def resize_token_embeddings(model: Any, *args: Any, **kwargs: Any) -> nn.Module:
     before = vocabulary_size(model.backbone)
     embeddings = PreTrainedModel.resize_token_embeddings(model, *args, **kwargs)
     model.config.vocab_size = after = vocabulary_size(model.backbone)
-    sized = [name for name, buffer in model.memory.named_buffers() if buffer.shape == (before,)]
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not name.startswith("backbone.")}
+    sized = {name for name, buffer in buffers.items() if buffer.shape == (before,)}
     if sized and after != before:
         for name in sized:
             owner, _, leaf = name.rpartition(".")
-            setattr(model.memory.get_submodule(owner), leaf, model.memory.get_buffer(name).new_zeros(after))
-        initialise_only(model, set(sized))
+            setattr(model.get_submodule(owner), leaf, buffers[name].new_zeros(after))
+        initialise_only(model, sized)
     return embeddings
 
 

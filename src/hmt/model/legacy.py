@@ -85,7 +85,9 @@ def convert_checkpoint(
     fields = memory_fields(config) | {"memory_injection": "published"}
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_dir, local_files_only=True))
+    own_code = {"trust_remote_code": False}  # else transformers asks, and reads the answer from standard input
+    settings = AutoConfig.from_pretrained(backbone_dir, local_files_only=True, **own_code)
+    backbone = AutoModelForCausalLM.from_config(settings, **own_code)
     tied = getattr(backbone, "all_tied_weights_keys", {})
     _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))
     model = HMTForCausalLM.from_backbone(backbone, **fields).eval()

@@ -42,7 +42,13 @@ def _build(options: ModelOptions, dtype: dict[str, Any]) -> HMTForCausalLM:
     """The model of a checkpoint, or a backbone with a new memory."""
     fields = memory_fields(options)
     if options.load_from_ckpt is not None:
-        return HMTForCausalLM.from_pretrained(options.load_from_ckpt, **fields, **dtype)
+        return HMTForCausalLM.from_pretrained(
+            options.load_from_ckpt,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            **fields,
+            **dtype,
+        )
     return HMTForCausalLM.from_backbone(
         options.model_name,
         gguf_file=options.gguf_file,

@@ -46,16 +46,16 @@ def check_manifest(find: Callable[[str], str | None], verify: bool = False) -> N
             name: {field: entry[field] for field in ("size", "adler32", "sha256")} for name, entry in entries.items()
         }
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise OSError(f"{manifest} is damaged: it lists no sizes and checksums") from error
+        raise OSError(f"cannot load {manifest}: it lists no sizes and checksums") from error
     for name, entry in expected.items():
         file = find(name)
         if file is None:
-            raise FileNotFoundError(f"{name} is missing beside {manifest}, which lists it")
+            raise FileNotFoundError(f"cannot load {name}: it is missing beside {manifest}, which lists it")
         size = Path(file).stat().st_size
         if size != entry["size"]:
-            raise OSError(f"{file} has {size} bytes, its manifest says {entry['size']}: the checkpoint is damaged")
+            raise OSError(f"cannot load {file}: it has {size} bytes, its manifest says {entry['size']}")
         if any(entry[field] != found for field, found in _entry(Path(file), full=verify).items()):
-            raise OSError(f"{file} is not what was saved: its checksum differs from the manifest's")
+            raise OSError(f"cannot load {file}: its checksum is not that of its manifest")
 
 
 def check_names(missing: set[str], unexpected: set[str], name: str) -> None:
@@ -64,9 +64,9 @@ def check_names(missing: set[str], unexpected: set[str], name: str) -> None:
     Raises:
         OSError: If not; names one.
     """
-    for what, keys in (("lacks", missing), ("has no place for", unexpected)):
+    for what, keys in (("lacks", missing), ("has the unknown", unexpected)):
         if keys:
-            raise OSError(f"{name} is damaged: it {what} {min(keys)} ({len(keys)} such weights)")
+            raise OSError(f"cannot load {name}: it {what} {min(keys)} ({len(keys)} such weights)")
 
 
 def check_finite(model: nn.Module, name: str) -> None:
@@ -75,7 +75,7 @@ def check_finite(model: nn.Module, name: str) -> None:
         if weight.is_meta or not weight.is_floating_point() or weight.sum(dtype=torch.float32).isfinite():
             continue
         if weight.isnan().any() or (isinstance(weight, nn.Parameter) and weight.isinf().any()):
-            raise OSError(f"{key} in {name} holds values that are not finite: the weights are damaged")
+            raise OSError(f"cannot load {name}: {key} holds values that are not finite")
 
 
 def _entry(file: Path, full: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
@@ -96,15 +97,13 @@ def _load_whole(
     model, report = base.__func__(cls, name, *args, config=config, **kwargs | options)
     if report["mismatched_keys"]:
         weight, theirs, ours = sorted(report["mismatched_keys"])[0]
-        raise OSError(f"{weight} is {tuple(theirs)} in {name}, its configuration needs {tuple(ours)}")
-    known = _memory_names(model, stored)
+        raise OSError(f"cannot load {name}: {weight} is {tuple(theirs)}, the configuration needs {tuple(ours)}")
+    known = _learned_names(model, stored)
     unexpected = {key for key in report["unexpected_keys"] if not key.startswith(ADAPTER_PREFIX)}
-    missing = {key for key in report["missing_keys"] if not key.startswith("memory.") or key in known}
+    missing = {key for key in report["missing_keys"] if key.startswith("backbone.") or key in known}
     check_names(missing, unexpected - known, name)
-    if new := {key.removeprefix("memory.") for key in report["missing_keys"]}:
-        for tensor in (*model.memory.parameters(), *model.memory.buffers()):
-            setattr(tensor, "_is_hf_initialized", False)  # noqa: B010  (transformers' own mark)
-        initialise_only(model, new)
+    if report["missing_keys"]:
+        initialise_only(model, set(report["missing_keys"]))
     return model
 
 
@@ -123,34 +122,40 @@ def _complete(
     elif expected and not same_weights(config.backbone_digest, expected):
         raise OSError(f"the weights of {source} are not those that the memory in {folder} was trained with")
     weights = {key: weight for key, weight in load_file(file).items() if not key.startswith(ADAPTER_PREFIX)}
-    known = _memory_names(model, stored)
+    known = _learned_names(model, stored)
     check_names(known - set(weights), set(weights) - known, str(folder))
     model.initialise_memory()  # for parameters of another mode, which the checkpoint lacks
-    own = {f"memory.{key}": weight for key, weight in model.memory.state_dict().items()}
+    own = learned_weights(model)
     for key in sorted(set(weights) & set(own)):
         if weights[key].shape != own[key].shape:
             theirs, ours = tuple(weights[key].shape), tuple(own[key].shape)
-            raise OSError(f"{key} is {theirs} in {file}, its configuration needs {ours}")
-    model.memory.load_state_dict({key.removeprefix("memory."): weight for key, weight in weights.items()}, strict=False)
+            raise OSError(f"cannot load {file}: {key} is {theirs}, the configuration needs {ours}")
+    nn.Module.load_state_dict(model, weights, strict=False)
     freeze_backbone(model)
     return model
 
 
-def _memory_names(model: Any, stored: HMTConfig) -> set[str]:
-    """Names of the memory's weights in a checkpoint with this configuration."""
-    memory = model.memory
-    if memory_fields(stored) != memory_fields(model.config):
-        state = torch.get_rng_state()
-        memory = type(model)(stored, backbone=model.backbone).memory
-        torch.set_rng_state(state)
-    return {f"memory.{name}" for name in memory.state_dict()}
+def learned_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights but the backbone's."""
+    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("backbone.")}
 
 
 def initialise_only(model: Any, new: set[str]) -> None:
-    """Fit some weights of the memory to the backbone, and leave the others as they are."""
-    kept = {name: value.clone() for name, value in model.memory.state_dict().items() if name not in new}
+    """Fit some learned weights to the backbone, and leave the others as they are."""
+    kept = {name: weight.clone() for name, weight in learned_weights(model).items() if name not in new}
+    for tensor in (*model.memory.parameters(), *model.memory.buffers()):
+        setattr(tensor, "_is_hf_initialized", False)  # noqa: B010  (transformers' own mark)
     model.initialise_memory()
-    model.memory.load_state_dict(kept, strict=False)
+    nn.Module.load_state_dict(model, kept, strict=False)
+
+
+def _learned_names(model: Any, stored: HMTConfig) -> set[str]:
+    """Names of the learned weights in a checkpoint with this configuration."""
+    if memory_fields(stored) != memory_fields(model.config):
+        state = torch.get_rng_state()
+        model = type(model)(stored, backbone=model.backbone)
+        torch.set_rng_state(state)
+    return set(learned_weights(model))
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
