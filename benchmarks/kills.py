@@ -103,7 +103,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
         lines = (checkpoint.with_name(f"{checkpoint.name}.run") / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
     weights = [
-        load_file(checkpoint / "memory.safetensors") | load_file(checkpoint / "adapter" / "adapter_model.safetensors")
+        load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "adapter" / "adapter_model.safetensors")
         for checkpoint in (one, other)
     ]
     equal = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

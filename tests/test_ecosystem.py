@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
 from hmt import HMTForCausalLM
-from tests.conftest import make_model, random_ids
+from tests.conftest import make_backbone, make_model, random_ids
 
 
 def test_the_text_generation_pipeline_writes(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -46,21 +47,68 @@ def test_a_copy_reads_the_same_and_is_its_own(model: HMTForCausalLM) -> None:
     assert not torch.equal(twin.memory.injection.base, model.memory.injection.base)
 
 
-def test_the_trainer_of_transformers_trains_and_saves(tmp_path: Path) -> None:
-    model = make_model().train()
-    ids = random_ids(1, 30).repeat(8, 1)
-    rows = [{"input_ids": row, "labels": row} for row in ids]
+TRAINED = ("full", "frozen", "lora", "lora on a given model")
+
+
+def trainable(kind: str, backbone_dir: Path) -> HMTForCausalLM:
+    """A new model, the same each time, of which some parts learn."""
+    torch.manual_seed(0)
+    source = backbone_dir if kind in ("frozen", "lora") else make_backbone()
+    model = HMTForCausalLM.from_backbone(source, segment_length=20, num_sensory=4, mem_recall_hidden_dim=16)
+    if kind == "frozen":
+        model.freeze_backbone()
+    elif kind != "full":
+        model.add_lora(rank=2, dropout=0.0)
+    return model.train()
+
+
+def make_trainer(model: HMTForCausalLM, folder: Path, **more: Any) -> Trainer:
+    """Four steps, saved after two and four."""
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(1, 30).repeat(8, 1)]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1,
-        report_to=[], use_cpu=True, save_strategy="steps", save_steps=4, disable_tqdm=True,
-        prediction_loss_only=True, remove_unused_columns=False,
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1,
+        report_to=[], use_cpu=True, save_strategy="steps", save_steps=2, disable_tqdm=True, prediction_loss_only=True,
+        **more,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    return Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+
+
+def assert_same_weights(got: HMTForCausalLM, expected: HMTForCausalLM) -> None:
+    """Equal in every bit."""
+    weights = expected.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in got.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_trainer_of_transformers_goes_on_as_if_it_had_never_stopped(
+    kind: str, backbone_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, again = trainable(kind, backbone_dir), trainable(kind, backbone_dir)
+    trainer = make_trainer(whole, tmp_path)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
-    loaded = HMTForCausalLM.from_pretrained(tmp_path / "checkpoint-4")
-    torch.testing.assert_close(loaded(ids[:1]).logits, model.eval()(ids[:1]).logits)
+    make_trainer(again, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same_weights(again, whole)
+    assert_same_weights(HMTForCausalLM.from_pretrained(tmp_path / "checkpoint-4"), whole)
+    assert not [record for record in caplog.records if "keys" in record.getMessage()]
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_trainer_of_transformers_loads_the_best_model(kind: str, backbone_dir: Path, tmp_path: Path) -> None:
+    model = trainable(kind, backbone_dir)
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=True,
+    )  # fmt: skip  (the largest loss, so that the best model is not the last one)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert_same_weights(model, HMTForCausalLM.from_pretrained(tmp_path / "checkpoint-2"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -154,9 +154,9 @@ def test_a_run_with_a_scaled_loss_goes_on_with_its_scale(base: Path, tmp_path: P
 def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None:
     options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt", save_every=3)
     Training(wrap(base), options).run(TEXT)
-    file = options.save_ckpt / "memory.safetensors"
+    file = options.save_ckpt / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"memory\.safetensors changed since the checkpoint was written"):
+    with pytest.raises(ValueError, match=r"model\.safetensors changed since the checkpoint was written"):
         progress.load(options.save_ckpt)
 
 

@@ -105,7 +105,7 @@ class TargetScores:
             checkpoint: Whose figures these are; over several of them the table gives mean and spread.
         """
         series = self._series.setdefault(checkpoint, {})
-        digest = weights_digest(model.backbone.parameters(), exact=True)
+        digest = weights_digest(model.backbone.parameters())
         with tqdm(
             total=len(self.spans) * len(rows) * sum(self.lengths), unit="tok", unit_scale=True, disable=None
         ) as bar:

@@ -2,55 +2,62 @@
 
 A checkpoint directory holds
 
-    config.json                 HMTConfig, with the backbone's configuration and where it came from
-    model.safetensors           everything, or, where the backbone was frozen and can be found again,
-    memory.safetensors          the memory's parameters alone
-    adapter/                    LoRA in PEFT's own format, if there is one
+    config.json          HMTConfig, with the backbone's configuration, where it came from and the digest of its weights
+    model.safetensors    all weights, or the memory's alone if the backbone is frozen and can be found at its source
+    adapter/             adapter in PEFT's own format, if there is one
+    manifest.json        sizes and checksums of the weights
+
+Weights have the names they have without an adapter. `model.safetensors` repeats an adapter's weights as `adapter.*`, so
+that the one file restores a model under transformers' Trainer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import logging
 
-from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written, fields_with, memory_fields
+from hmt.config import MEMORY_FIELDS, MemoryConfig, memory_fields
 from hmt.memory.retention import retention_policy
-from hmt.model.backbone import check_backbone, fitting_settings, has_adapter
+from hmt.model.adapter import (
+    ADAPTER_FOLDER,
+    ADAPTER_PREFIX,
+    add_lora,
+    freeze_backbone,
+    has_adapter,
+    load_weights,
+    save_adapter,
+    stored_names,
+)
+from hmt.model.backbone import check_backbone, fitting_settings, vocabulary_size
 from hmt.model.card import model_card
 from hmt.model.configuration_hmt import HMTConfig
-from hmt.model.identity import weights_digest
+from hmt.model.identity import backbone_weights, source_digest, weights_digest
+from hmt.model.manifest import MANIFEST, check_finite, write_manifest
+from hmt.model.restore import EARLIER_MEMORY_FILE, WEIGHTS_FILE, initialise_only, load
 from hmt.pretrained import (
-    BUILT_INS,
     bos_marks_turns,
-    first_line,
     load_backbone,
     load_tokenizer,
-    locate,
     looks_like_a_path,
 )
 
-MEMORY_FILE = "memory.safetensors"
-ADAPTER_FOLDER = "adapter"
-LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
-"""Where PEFT's own choice includes layers that it cannot adapt."""
-
+logger = logging.get_logger(__name__)
 
 PUSH_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "repo_id")
-
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def wrap(
@@ -62,41 +69,26 @@ def wrap(
     dtype: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    **config_fields: Any,
+    **fields: Any,
 ) -> Any:
-    """Give a causal LM a memory that has yet to learn.
-
-    Args:
-        name_or_path_or_model: Directory, hub id, built-in name ("smollm2-135m"), or a loaded model, which is then
-            shared, not copied.
-        config: Memory settings; defaults where None.
-        gguf_file: A GGUF file in that directory or repository.
-        dtype: torch dtype (or its name) of the backbone; the memory's parameters stay in float32.
-        revision: Revision of a hub id.
-        trust_remote_code: Run code that comes with the checkpoint.
-        config_fields: Fields of `HMTConfig` that override `config`.
-
-    Raises:
-        ValueError: If a field is out of range or the model cannot be wrapped; says why.
-        OSError: If there is no such model.
-    """
-    unknown = set(config_fields) - set(MEMORY_FIELDS)
-    if unknown:
+    """Give a causal LM a memory that has yet to learn; see `HMTForCausalLM.from_backbone`."""
+    if unknown := set(fields) - set(MEMORY_FIELDS):
         raise ValueError(f"HMTConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(MEMORY_FIELDS)}")
-    fields = (memory_fields(config) if config is not None else {}) | config_fields
+    fields = (memory_fields(config) if config is not None else {}) | fields
     settings = MemoryConfig(**fields)
     settings.check()  # before anything is loaded
     retention_policy(settings.memory_policy)
     source = ""
-    if isinstance(name_or_path_or_model, torch.nn.Module):
+    if isinstance(name_or_path_or_model, nn.Module):
         backbone: Any = name_or_path_or_model
         if dtype is not None:
             backbone.to(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     else:
-        source = os.fspath(name_or_path_or_model)
+        source = _absolute(os.fspath(name_or_path_or_model))
         backbone = load_backbone(
             source, gguf_file=gguf_file, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
         )
+        check_finite(backbone, source)
     check_backbone(backbone)
     fields |= fitting_settings(backbone, settings)
     model = cls(
@@ -105,114 +97,86 @@ def wrap(
             backbone_source=source,
             backbone_gguf=gguf_file,
             backbone_revision=revision,
-            bos_marks_turns=bos_marks_turns(source or backbone.name_or_path, revision),
+            bos_marks_turns=bos_marks_turns(source or backbone.name_or_path, revision, trust_remote_code),
             **fields,
         ),
         backbone=backbone,
     )
-    model._loaded_digest = _backbone_digest(model) if source else ""
+    model.config.backbone_digest = source_digest(model) if source else ""
     model.initialise_memory()
     return model.train(backbone.training)
 
 
-def freeze_backbone(model) -> None:
-    """Train the memory's parameters (and an adapter's) only."""
-    for name, parameter in model.backbone.named_parameters():
-        parameter.requires_grad_("lora_" in name and parameter.requires_grad)
+def resize_token_embeddings(model: Any, *args: Any, **kwargs: Any) -> nn.Module:
+    """Resize the vocabulary of backbone, memory and configuration alike; see `PreTrainedModel`.
 
-
-def add_lora(
-    model, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
-) -> None:
-    """Freeze the backbone and add a LoRA adapter to it through PEFT.
-
-    Args:
-        rank: Rank r of the update.
-        alpha: The update is scaled by alpha / r.
-        dropout: Dropout before the update while training.
-        target_modules: Names of the linear layers to adapt, or "all-linear" for all but the head; those usual for
-            the backbone's family where None.
-
-    Raises:
-        ImportError: If PEFT is not installed; names the extra.
-        ValueError: If the backbone has no layers of these names.
+    What a memory has learned stays; buffers of one value a token are computed anew.
     """
-    try:
-        from peft import LoraConfig
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-    except ImportError as error:
-        raise ImportError("LoRA needs PEFT, the extra lora: pip install peft") from error
-    family = model.backbone.config.model_type
-    targets: Any = target_modules or LORA_TARGETS.get(family) or TARGETS.get(family, "all-linear")
-    model.freeze_backbone()
-    model.backbone.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
-    )
-    _keep_float32(model.backbone)
-    model.backbone.train(model.backbone.training)  # new layers start in training mode whatever the others are in
-    _name_adapter_base(model, _hub_name(model))
+    before = vocabulary_size(model.backbone)
+    embeddings = PreTrainedModel.resize_token_embeddings(model, *args, **kwargs)
+    model.config.vocab_size = after = vocabulary_size(model.backbone)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not name.startswith("backbone.")}
+    sized = {name for name, buffer in buffers.items() if buffer.shape == (before,)}
+    if sized and after != before:
+        for name in sized:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, buffers[name].new_zeros(after))
+        initialise_only(model, sized)
+    return embeddings
 
 
-def _unused_has_adapter(model) -> bool:
-    """Whether the backbone carries a PEFT adapter."""
-    return has_adapter(model.backbone)
-
-
-def save(  # type: ignore[override]  # the others go through kwargs
-    model,
+def save(
+    model: Any,
     save_directory: str | os.PathLike[str],
     *,
-    state_dict: dict[str, Tensor] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
     save_backbone: bool | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save the model.
-
-    Args:
-        save_directory: Where to.
-        state_dict: Gathered weights of a sharded model; the model's own where None.
-        save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen, as they
-            were when they were loaded, and `config.backbone_source` says from where.
-        kwargs: As in `PreTrainedModel.save_pretrained`.
-    """
+    """Save a model; see `HMTForCausalLM.save_pretrained`."""
     if not kwargs.get("is_main_process", True):
         return
     if kwargs.pop("push_to_hub", False):
         repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        model.push_to_hub(repo_id, **{name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs})
+        push(model, repo_id, **{name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs})
     kwargs = {name: value for name, value in kwargs.items() if name not in PUSH_OPTIONS}
-    if save_backbone is None:
-        save_backbone = _backbone_is_its_own(model)
     weights = model.state_dict() if state_dict is None else state_dict
+    stored = stored_names(model, weights)
+    adapted = any(name.startswith(ADAPTER_PREFIX) for name in stored.values())
+    if adapted and not has_adapter(model):
+        raise ValueError("the adapter was put around the whole model: save the PeftModel, or merge the adapter first")
+    own = {stored[name]: weight for name, weight in weights.items()}
+    if save_backbone is None:
+        save_backbone = _is_its_own(model, backbone_weights(model) if state_dict is None else own)
+    if not (save_backbone or model.config.backbone_source):
+        raise ValueError(
+            "save_backbone=False needs a backbone that was loaded by name, got one that was given as a model"
+        )
     path = Path(save_directory)
-    if save_backbone:
-        plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
-        model.config.backbone_source = ""  # from now on these weights are to be had here alone
-        PreTrainedModel.save_pretrained(model, path, state_dict=plain, **kwargs)
-        (path / MEMORY_FILE).unlink(missing_ok=True)
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        for stale in path.glob("model*.safetensors*"):
-            stale.unlink()
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(path)
-        model.generation_config.save_pretrained(path)
-        memory = {name: w.detach().cpu().contiguous() for name, w in weights.items() if name.startswith("memory.")}
-        save_file(memory, path / MEMORY_FILE, metadata={"format": "pt"})
+    path.mkdir(parents=True, exist_ok=True)
+    for stale in (*path.glob("model*.safetensors*"), path / EARLIER_MEMORY_FILE, path / MANIFEST):
+        stale.unlink(missing_ok=True)
     shutil.rmtree(path / ADAPTER_FOLDER, ignore_errors=True)
-    if model.has_adapter:
-        prefix = "backbone."
-        adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        # PEFT asks the hub about a base that has a name, and waits where there is none.
-        _name_adapter_base(model, None)
-        model.backbone.save_pretrained(path / ADAPTER_FOLDER, state_dict=adapter)
-        _name_adapter_base(model, _hub_name(model))
-        for config in model.backbone.peft_config.values():
-            config.save_pretrained(path / ADAPTER_FOLDER)
+    model.config.vocab_size = model.backbone.config.get_text_config(decoder=True).vocab_size
+    model.config.architectures = [type(model).__name__]
+    # Copies, since files of tensors hold none that share storage.
+    learned = {name: w.detach().cpu().clone() for name, w in own.items() if not name.startswith("backbone.")}
+    if save_backbone:
+        PreTrainedModel.save_pretrained(model, path, state_dict=own | learned, **kwargs)
+    else:
+        save_file(learned, path / WEIGHTS_FILE, metadata={"format": "pt"})
+        model.generation_config.save_pretrained(path)
+    config = copy.copy(model.config)
+    config.backbone_source = "" if save_backbone else _source_beside(model.config.backbone_source, path)
+    config.backbone_digest = "" if save_backbone else getattr(config, "backbone_digest", "")
+    config.save_pretrained(path)
+    if adapted:
+        save_adapter(model, weights, path / ADAPTER_FOLDER)
+    write_manifest(path)
 
 
-def push(  # type: ignore[override]  # the others go through kwargs
-    model,
+def push(
+    model: Any,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -224,8 +188,9 @@ def push(  # type: ignore[override]  # the others go through kwargs
     """Upload a checkpoint to the hub, with a model card unless the repository has one.
 
     Args:
+        model: To upload.
         repo_id: Repository, made if it is not there.
-        private: Whether a new one is private.
+        private: Make a new one private.
         token: Of the hub; that of `hf auth login` where None.
         revision: Branch.
         commit_message: Of the commit.
@@ -238,14 +203,15 @@ def push(  # type: ignore[override]  # the others go through kwargs
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     source = model.config.backbone_source
     from_here = bool(source) and (Path(source).exists() or looks_like_a_path(source))
-    complete = _backbone_is_its_own(model) or from_here  # a directory of this machine is of no use to others
+    # A directory of this machine is of no use to others.
+    complete = from_here or _is_its_own(model, backbone_weights(model))
     with tempfile.TemporaryDirectory() as folder:
-        card = model_card(model.config, repo_id, complete, model.has_adapter)
+        card = model_card(model.config, repo_id, complete, has_adapter(model))
         save(model, folder, save_backbone=complete)
-        model.config.backbone_source = source
-        _leave_out_paths(Path(folder) / "config.json")
+        _leave_out_paths(Path(folder))
         if from_here:
-            _add_tokenizer(source, folder)
+            with contextlib.suppress(OSError):  # not every backbone has a tokenizer
+                load_tokenizer(source).save_pretrained(folder)
         if not api.file_exists(repo_id, "README.md", revision=revision):
             card.save(Path(folder) / "README.md")
         commit: Any = api.upload_folder(
@@ -254,143 +220,37 @@ def push(  # type: ignore[override]  # the others go through kwargs
     return str(commit)
 
 
-def _backbone_is_its_own(model) -> bool:
-    """Whether the backbone's weights are not (any more) those that can be found at its source."""
-    own = (p for name, p in model.backbone.named_parameters() if "lora_" not in name)
-    unchanged = model._loaded_digest == _backbone_digest(model)
-    return not model.config.backbone_source or not unchanged or any(p.requires_grad for p in own)
+def _absolute(source: str) -> str:
+    """A directory by its absolute path, a hub id or built-in name as it is."""
+    path = Path(source).expanduser()
+    return os.path.abspath(path) if path.is_dir() else source
 
 
-def load(  # type: ignore[override]  # likewise
-    cls: Any,
-    pretrained_model_name_or_path: str | os.PathLike[str],
-    *args: Any,
-    config: Any = None,
-    **kwargs: Any,
-) -> Any:
-    """Load a checkpoint that `save_pretrained` wrote, from a directory or a hub id.
+def _source_beside(source: str, path: Path) -> str:
+    """A source as a checkpoint notes it: within the checkpoint's own directory relative to that."""
+    inside = Path(source).is_absolute() and Path(source).is_relative_to(os.path.abspath(path))
+    return f"./{Path(source).relative_to(os.path.abspath(path))}" if inside else source
+
+
+def _is_its_own(model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Return True if the backbone's weights are not (any more) those at its source.
 
     Args:
-        pretrained_model_name_or_path: Directory or hub id.
-        args: As in `PreTrainedModel.from_pretrained`.
-        config: Configuration to use instead of the checkpoint's.
-        kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), and what
-            `PreTrainedModel.from_pretrained` takes.
-
-    Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
+        model: Gives source and digest.
+        weights: Of the model, by their names in a checkpoint.
     """
-    location = locate(os.fspath(pretrained_model_name_or_path), "checkpoint")
-    path = location.source
-    if location.local:
-        kwargs["local_files_only"] = True
-    fields = {name: kwargs.pop(name) for name in MEMORY_FIELDS if name in kwargs}
-    hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-    if config is None:
-        config = _read_config(path, fields, hub)
-    elif fields:
-        config = HMTConfig.from_dict(config.to_dict() | fields)
-    optional = {"_raise_exceptions_for_missing_entries": False} | hub
-    memory_file = cached_file(path, MEMORY_FILE, **optional)
-    try:
-        if memory_file is not None:
-            model = _complete(cls, config, memory_file, {n: v for n, v in kwargs.items() if n not in HUB_OPTIONS})
-        else:
-            loaded: Any = PreTrainedModel.from_pretrained.__func__(
-                cls, path, *args, config=config, output_loading_info=True, **kwargs
-            )
-            model, report = loaded
-            _fit_new_parameters(model, report["missing_keys"])
-        if adapter := cached_file(path, f"{ADAPTER_FOLDER}/adapter_config.json", **optional):
-            weights = cached_file(path, f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
-            model.backbone.load_adapter(str(Path(adapter).parent))
-            _keep_float32(model.backbone, weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise OSError(f"cannot load {path}: {first_line(error)}") from error
-    return model.eval()
+    names = stored_names(model, dict(model.named_parameters()))
+    learns = (p.requires_grad for name, p in model.named_parameters() if names[name].startswith("backbone."))
+    if not model.config.backbone_source or any(learns):
+        return True
+    backbone = (weights[name] for name in sorted(weights) if name.startswith("backbone."))
+    return weights_digest(backbone, fresh=True) != getattr(model.config, "backbone_digest", "")
 
 
-def _complete(cls: Any, config: HMTConfig, memory_file: str, options: dict[str, Any]) -> Any:
-    """A model from the memory's parameters and the backbone that its configuration names."""
-    backbone = load_backbone(
-        config.backbone_source, gguf_file=config.backbone_gguf, revision=config.backbone_revision, **options
-    )
-    model = cls(config, backbone=backbone)
-    model._loaded_digest = _backbone_digest(model)
-    model.initialise_memory()  # for parameters of another mode, which the checkpoint lacks
-    weights = {name.removeprefix("memory."): w for name, w in load_file(memory_file).items()}
-    model.memory.load_state_dict(weights, strict=False)
-    model.freeze_backbone()
-    return model
-
-
-def _fit_new_parameters(model, names: set[str]) -> None:
-    """Fit those parameters of the memory to the backbone that the checkpoint lacked, being of another mode."""
-    missing = [name.removeprefix("memory.") for name in names if name.startswith("memory.")]
-    loaded = {name: value for name, value in model.memory.state_dict().items() if name not in missing}
-    if missing:
-        loaded = {name: value.clone() for name, value in loaded.items()}
-        for tensor in (*model.memory.parameters(), *model.memory.buffers()):
-            setattr(tensor, "_is_hf_initialized", False)  # noqa: B010  (transformers' own mark)
-        model.initialise_memory()
-        model.memory.load_state_dict(loaded, strict=False)
-
-
-def _backbone_digest(model) -> str:
-    """Digest of the backbone's own weights, exact, without an adapter's."""
-    return weights_digest((p for name, p in model.backbone.named_parameters() if "lora_" not in name), exact=True)
-
-
-def _hub_name(model) -> str | None:
-    """What others know the backbone by."""
-    source = model.config.backbone_source
-    return BUILT_INS[source].hub_id if source in BUILT_INS else source or None
-
-
-def _name_adapter_base(model, name: str | None) -> None:
-    adapters: dict[str, Any] = model.backbone.peft_config
-    for adapter in adapters.values():
-        adapter.base_model_name_or_path = name
-        adapter.revision = name and model.config.backbone_revision
-
-
-def _keep_float32(backbone: PreTrainedModel, weights: str | None = None) -> None:
-    """Adapters are float32 whatever the backbone is, as a file has them: half precision loses small updates."""
-    from peft import set_peft_model_state_dict
-    from peft.tuners.tuners_utils import cast_adapter_dtype
-
-    cast_adapter_dtype(backbone, adapter_name="default")
-    if weights is not None and backbone.dtype != torch.float32:  # they were rounded when they were loaded
-        values = {name.removeprefix("base_model.model."): value for name, value in load_file(weights).items()}
-        set_peft_model_state_dict(backbone, values)
-
-
-def _leave_out_paths(file: Path) -> None:
-    """Rewrite a configuration without the directories that its parts were loaded from."""
+def _leave_out_paths(folder: Path) -> None:
+    """Rewrite the configurations without the directories of this machine that parts were loaded from."""
+    file = folder / "config.json"
     values = json.loads(file.read_text())
     for part in (values, values.get("backbone_config") or {}):
         part.pop("_name_or_path", None)
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-def _add_tokenizer(source: str, folder: str) -> None:
-    """Copy the backbone's tokenizer, where it has one."""
-    with contextlib.suppress(OSError):
-        load_tokenizer(source).save_pretrained(folder)
-
-
-def _read_config(path: str, fields: dict[str, Any], hub: dict[str, Any]) -> HMTConfig:
-    """The configuration of a checkpoint, with some of its fields changed."""
-    values, _ = HMTConfig.get_config_dict(path, **hub)
-    if "model_type" not in values:
-        raise OSError(f"{path} is no checkpoint: it has no config.json with a model_type")
-    if values["model_type"] != HMTConfig.model_type:
-        advice = "wrap it with from_backbone (--model_name), do not load it as a checkpoint"
-        raise ValueError(f"{path} holds a {values['model_type']} model without a memory; {advice}")
-    values = as_first_written(values)
-    for name in fields_with("shapes"):
-        own, theirs = fields.get(name), values.get(name)  # older checkpoints lack newer fields
-        if None not in (own, theirs) and own != theirs:
-            raise ValueError(f"{name} is {theirs} in {path} and cannot be read as {own}")
-    return HMTConfig.from_dict(values | fields)

@@ -45,7 +45,11 @@ def _build(options: ModelOptions, dtype: dict[str, Any]) -> HMTForCausalLM:
     fields = memory_fields(options)
     if options.load_from_ckpt is not None:
         return HMTForCausalLM.from_pretrained(
-            options.load_from_ckpt, trust_remote_code=options.trust_remote_code, **fields, **dtype
+            options.load_from_ckpt,
+            verify=options.verify,
+            trust_remote_code=options.trust_remote_code,
+            **fields,
+            **dtype,
         )
     return HMTForCausalLM.from_backbone(
         options.model_name,

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -53,7 +53,7 @@ from hmt.memory.recall import Memory
 from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState, ModelIdentity
 from hmt.memory.window import PROMPT, RECALLED, TOKEN, StateWindow, Window
-from hmt.model import checkpoint, generation, losses
+from hmt.model import adapter, checkpoint, generation, losses, restore
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size
 from hmt.model.compiled import SUMMARIES, CompiledBody
 from hmt.model.configuration_hmt import HMTConfig
@@ -109,7 +109,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     compiled: CompiledBody | None = None
     token_tables: TokenTables | None = None
     _explicit_window: bool | None = None
-    _loaded_digest = ""
+    _keys_to_ignore_on_load_unexpected = [r"^adapter\."]  # noqa: RUF012  (transformers' own convention)
 
     def __init__(
         self, config: HMTConfig, backbone: PreTrainedModel | None = None, trust_backbone_code: bool = False
@@ -180,14 +180,14 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             pretrained_model_name_or_path: Directory or hub id.
             args: As in `PreTrainedModel.from_pretrained`.
             config: Configuration to use instead of the checkpoint's.
-            kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), and what
-                `PreTrainedModel.from_pretrained` takes.
+            kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), `verify=True` to compare the
+                weights with the manifest by SHA-256, and what `PreTrainedModel.from_pretrained` takes.
 
         Raises:
             OSError: If there is no such checkpoint.
             ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
         """
-        return checkpoint.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
+        return restore.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -212,9 +212,17 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         """Upload a checkpoint to the hub, with a model card unless the repository has one; returns the commit's URL."""
         return checkpoint.push(self, repo_id, **kwargs)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights under the names of a checkpoint or of this model; see `torch.nn.Module.load_state_dict`."""
+        return adapter.load_weights(self, state_dict, strict, assign)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        """Resize the vocabulary of backbone, memory and configuration; see `PreTrainedModel`."""
+        return checkpoint.resize_token_embeddings(self, *args, **kwargs)
+
     def freeze_backbone(self) -> None:
         """Train the memory's parameters (and an adapter's) only."""
-        checkpoint.freeze_backbone(self)
+        adapter.freeze_backbone(self)
 
     def add_lora(
         self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
@@ -232,12 +240,12 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             ImportError: If PEFT is not installed; names the extra.
             ValueError: If the backbone has no layers of these names.
         """
-        checkpoint.add_lora(self, rank, alpha, dropout, target_modules)
+        adapter.add_lora(self, rank, alpha, dropout, target_modules)
 
     @property
     def has_adapter(self) -> bool:
         """True if the backbone carries a PEFT adapter."""
-        return checkpoint.has_adapter(self.backbone)
+        return adapter.has_adapter(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Memory):

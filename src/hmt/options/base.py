@@ -102,6 +102,8 @@ class ModelOptions(HubOptions, MemoryConfig):
     """Revision of a hub id."""
     trust_remote_code: bool = False
     """Run code that comes with the backbone."""
+    verify: bool = False
+    """Compare the checkpoint's weights with its manifest by SHA-256; without, by sizes and a fast checksum."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the backbone's weights; auto is that of the checkpoint."""
     device: str = "auto"
