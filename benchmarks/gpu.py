@@ -85,8 +85,8 @@ def golden(device: torch.device) -> Iterator[dict[str, Any]]:
 def equivalences(device: torch.device) -> Iterator[dict[str, Any]]:
     """Parts of any size, token by token, rows of a batch, and written against read."""
     families: dict[str, dict[str, Any]] = {
-        "llama": {}, "qwen3": {}, "mistral": {"sliding_window": 16}, "gpt_neox": {}, "gemma3_text": {"sliding_window": 16},
-        "cohere": {},
+        "llama": {}, "qwen3": {}, "mistral": {"sliding_window": 16}, "gpt_neox": {},
+        "gemma3_text": {"sliding_window": 16}, "cohere": {},
     }  # fmt: skip
     for family, more in families.items():
         torch.manual_seed(0)
@@ -168,7 +168,9 @@ def speed(name: str, options: argparse.Namespace, device: torch.device, deadline
             text = ids[:, :length].expand(batch, -1)
             with Clock(device) as reading:
                 state = model.remember(text)
-            stops = waits(lambda text=text, state=state: model.remember(text[:, : 2 * options.read_chunk], state), device)
+            stops = waits(
+                lambda text=text, state=state: model.remember(text[:, : 2 * options.read_chunk], state), device
+            )
             question = ids[:, :16].expand(batch, -1)
             with Clock(device) as first:
                 model.generate(

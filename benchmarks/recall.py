@@ -129,7 +129,9 @@ class Rows:
         config = model.config
         self._tokenizer = tokenizer
         self._budget = config.recalled_tokens
-        self._quiet = model.variant(num_recalled_tokens=0, num_sensory=config.sensory_tokens, segment_length=config.window)
+        self._quiet = model.variant(
+            num_recalled_tokens=0, num_sensory=config.sensory_tokens, segment_length=config.window
+        )
         self._state: MemoryState | None = None
         self.seconds = 0.0
 
@@ -164,7 +166,9 @@ class Rows:
         if row == "direct":
             _, found = self.model.recall(question, state)
             told = [passage.ids for passage in found] or [trial.question[:0]]
-            return self._asked(self._quiet, torch.cat([torch.cat(told)[None].to(question.device), question], 1), state, trial)
+            return self._asked(
+                self._quiet, torch.cat([torch.cat(told)[None].to(question.device), question], 1), state, trial
+            )
         if row == "bm25":
             told = self._bm25(trial)
             return self._asked(self._quiet, torch.cat([told[None].to(question.device), question], 1), state, trial)
@@ -203,7 +207,9 @@ class Rows:
         return torch.cat([chunks[number] for number in sorted(best[0].tolist())])
 
 
-def measure(model: HMTForCausalLM, tokenizer: Any, books: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    model: HMTForCausalLM, tokenizer: Any, books: list[str], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """The table: one entry for each task, length and row."""
     table = []
     for length in parse_counts(options.lengths):

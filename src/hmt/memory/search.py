@@ -257,9 +257,7 @@ def divide(
     return edges, lines[torch.searchsorted(lines, edges[:-1], right=True)]
 
 
-def shared_phrases(
-    text: Tensor, query: Tensor, words: Tensor | None = None, spellings: Sequence[Tensor] = ()
-) -> Hits:
+def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spellings: Sequence[Tensor] = ()) -> Hits:
     """Find the phrases of a query in a text, ordered by position.
 
     Args:

@@ -35,10 +35,7 @@ from hmt.memory.retention import retention_policy
 from hmt.model.adapter import (
     ADAPTER_FOLDER,
     ADAPTER_PREFIX,
-    add_lora,
-    freeze_backbone,
     has_adapter,
-    load_weights,
     save_adapter,
     stored_names,
 )
@@ -47,7 +44,7 @@ from hmt.model.card import model_card
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.identity import backbone_weights, source_digest, weights_digest
 from hmt.model.manifest import MANIFEST, check_finite, write_manifest
-from hmt.model.restore import EARLIER_MEMORY_FILE, WEIGHTS_FILE, initialise_only, load
+from hmt.model.restore import EARLIER_MEMORY_FILE, WEIGHTS_FILE, initialise_only
 from hmt.pretrained import (
     bos_marks_turns,
     load_backbone,

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt.atomic import atomic_directory
 from hmt.config import MemoryConfig, memory_fields
-from hmt.model.hmt import HMTForCausalLM
+from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.zero import is_zero_checkpoint, load_zero_checkpoint
 from hmt.pretrained import first_line
 
@@ -93,9 +93,7 @@ def convert_checkpoint(
     }  # fmt: skip
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
-    settings = AutoConfig.from_pretrained(
-        backbone_dir, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    settings = AutoConfig.from_pretrained(backbone_dir, local_files_only=True, trust_remote_code=trust_remote_code)
     backbone = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
     tied = getattr(backbone, "all_tied_weights_keys", {})
     _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))

@@ -30,7 +30,6 @@ EARLIER_MEMORY_FILE = "memory.safetensors"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-
 def load(
     cls: Any,
     path: str | os.PathLike[str],
@@ -78,7 +77,12 @@ def load(
         raise OSError(f"cannot load {name}: {first_line(error)}") from error
     check_finite(model, name)
     model.eval()
-    nothing: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    nothing: dict[str, Any] = {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+        "error_msgs": [],
+    }
     return (model, nothing) if with_report else model
 
 
@@ -101,9 +105,7 @@ def _load_whole(
     return model
 
 
-def _complete(
-    cls: Any, config: HMTConfig, stored: HMTConfig, file: Path, folder: Path, options: dict[str, Any]
-) -> Any:
+def _complete(cls: Any, config: HMTConfig, stored: HMTConfig, file: Path, folder: Path, options: dict[str, Any]) -> Any:
     """The model of the memory's weights in a file and the backbone that its configuration names."""
     if config.backbone_source.startswith("."):
         config.backbone_source = os.path.abspath(folder / config.backbone_source)
