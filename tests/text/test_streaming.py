@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from hmt.text.streaming import UNFINISHED, Detokenizer, StopStrings, TerminalStreamer
 
 URL = "https://example.org/a?b=c#d"
-CHINESE = "你好，世界。"
+CHINESE = "你好世界。"
 THAI = "สวัสดีชาวโลก"
 
 
