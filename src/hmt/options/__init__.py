@@ -20,6 +20,7 @@ from hmt.options.scoring import BASELINES, COPYING, ROWS, SHUFFLED, WITHOUT_MEMO
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
+    GREEDY_TEMPERATURE,
     ChatOptions,
     ConvertOptions,
     GenerateOptions,
@@ -32,6 +33,7 @@ __all__ = [
     "API_KEY",
     "BASELINES",
     "COPYING",
+    "GREEDY_TEMPERATURE",
     "PEERS",
     "ROWS",
     "SHUFFLED",
