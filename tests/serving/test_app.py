@@ -353,6 +353,12 @@ def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: S
     assert "retry-after" in client.post(TEXT_PATH, json=TEXT | {"prompt": "x" * 3000}).headers
 
 
+def test_a_request_that_cannot_wait_is_told_when_to_come_back(model: HMTForCausalLM, serve: Serve) -> None:
+    response = serve(model, limits={"waiting": 0}).post(CHAT_PATH, json=CHAT)
+    assert error_of(response, 503)["type"] == "server_error"
+    assert int(response.headers["retry-after"]) > 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_a_server_error(value: float, serve: Serve) -> None:
     model = make_model()

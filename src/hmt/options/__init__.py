@@ -21,6 +21,7 @@ from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
     GREEDY_TEMPERATURE,
+    LOOPBACK,
     ChatOptions,
     ConvertOptions,
     GenerateOptions,
@@ -34,6 +35,7 @@ __all__ = [
     "BASELINES",
     "COPYING",
     "GREEDY_TEMPERATURE",
+    "LOOPBACK",
     "PEERS",
     "ROWS",
     "SHUFFLED",

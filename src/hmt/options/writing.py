@@ -14,6 +14,9 @@ from hmt.options.base import ModelOptions, OutputOptions, ReadingOptions, check_
 API_KEY = "HMT_API_KEY"
 """Environment variable with the key that clients of a server must send."""
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that no other machine can use."""
+
 GREEDY_TEMPERATURE = 1e-5
 """Below this temperature the likeliest token is taken: dividing by less gives numbers that are not finite."""
 
@@ -145,6 +148,8 @@ class ServeOptions(SamplingOptions, OutputOptions, ModelOptions):
         check_positive(self, "max_waiting", "max_connections")
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port must lie between 0 and 65535, got {self.port}")
+        if not self.require_key and self.host not in LOOPBACK:
+            raise ValueError(f"--no-require_key serves on loopback only, not on --host {self.host}")
 
 
 @dataclass(kw_only=True)

@@ -17,13 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from hmt.options import LOOPBACK
 from hmt.serving.engine import Engine
 from hmt.serving.jobs import RETRY_SECONDS, ChoiceEnd, Done, Event, GenerationRequest, Limits, Piece, RequestError
 from hmt.serving.responses import Replies, error_body
 from hmt.serving.schema import ChatRequest, CompletionRequest, parse
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Names of this machine that no other machine can use."""
 
 
 class AsciiJSONResponse(JSONResponse):

@@ -114,6 +114,7 @@ class Engine:
         self._conversations = Conversations(model.start_state(memory, batch_size=1))
         self._queue = FairQueue(self.limits.waiting)
         self._current: Job | None = None
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="hmt-engine", daemon=True)
         self._thread.start()
 
@@ -140,6 +141,7 @@ class Engine:
 
     def close(self) -> None:
         """Refuse what waits, stop what is under way, and wait until it has stopped."""
+        self._closing = True
         for job in self._queue.close():
             job.deliver(RequestError("the server is shutting down", status=503))
         if (current := self._current) is not None:
@@ -150,6 +152,8 @@ class Engine:
         """Answer jobs until the queue is closed. Whatever happens, whoever waits hears of it."""
         while (job := self._queue.get()) is not None:
             self._current = job
+            if self._closing:
+                job.cancel()
             try:
                 last: Done | RequestError = self._answer(job)
             except RequestError as error:
@@ -174,16 +178,17 @@ class Engine:
         choice = cached_tokens = new_tokens = 0
         with torch.no_grad(), seeded(request.seed, self._model.device):
             for ids, text in encoded:
-                prompt = self._read(ids, text, job, budget)
-                cached_tokens += prompt.cached
+                # Prompts and choices that the time does not reach are empty.
+                prompt = self._read(ids, text, job, budget) if choice == 0 or not budget.spent else None
                 for _ in range(request.choices):
-                    if request.echo:
+                    if prompt is not None and request.echo:
                         job.deliver(Piece(choice, text, prompt.logprobs))
-                    if settings["max_new_tokens"]:
-                        new_tokens += self._generate(choice, prompt, job, settings, budget)
-                    else:
+                    if prompt is None or budget.spent or not settings["max_new_tokens"]:
                         job.deliver(ChoiceEnd(choice, "length"))
+                    else:
+                        new_tokens += self._generate(choice, prompt, job, settings, budget)
                     choice += 1
+                cached_tokens += 0 if prompt is None else prompt.cached
         return Done(sum(len(ids) for ids, _ in encoded), cached_tokens, new_tokens)
 
     def _settings(self, request: GenerationRequest) -> dict[str, Any]:
