@@ -341,7 +341,9 @@ def test_without_a_key_only_loopback_names_are_answered(client: TestClient) -> N
         error_of(client.get("/v1/models", headers={"Host": host}), 403)
 
 
-def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: Serve) -> None:
+def test_tokens_and_time_of_a_request_are_capped(
+    model: HMTForCausalLM, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = serve(model, limits={"tokens": 7})
     answer = ask(client, max_tokens=10**18)
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (7, "length")
@@ -351,6 +353,9 @@ def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: S
     assert 0 < answer["usage"]["completion_tokens"] < 10**6
     client = serve(model, limits={"seconds": 0.0})
     assert "retry-after" in client.post(TEXT_PATH, json=TEXT | {"prompt": "x" * 3000}).headers
+    assert texts(ask(client, TEXT_PATH, prompt=["a", "b"], n=2)) == [""] * 4
+    monkeypatch.setattr(engine_module, "MAX_SCORED_TOKENS", 4)
+    error_of(client.post(TEXT_PATH, json=TEXT | {"echo": True, "logprobs": 0}), 400)
 
 
 def test_a_request_that_cannot_wait_is_told_when_to_come_back(model: HMTForCausalLM, serve: Serve) -> None:

@@ -52,6 +52,9 @@ READ_AT_ONCE = 1024
 SCORED_AT_ONCE = 256
 """Tokens of a prompt whose logits are held at one time."""
 
+MAX_SCORED_TOKENS = 16_384
+"""Longest prompt whose log-probabilities are returned: each of its tokens takes a line of the answer."""
+
 DEFAULT_NEW_TOKENS = 512
 """New tokens of a choice where neither the request nor the server says how many."""
 
@@ -202,7 +205,7 @@ class Engine:
         biased = [token for (token,) in settings.get("sequence_bias", ())]
         if biased:
             check_vocabulary(biased, len(self._model.embedding_table))
-        return settings | {"eos_token_id": self._end_tokens or None, "num_return_sequences": 1}
+        return settings | {"num_return_sequences": 1}
 
     def _encode(self, request: GenerationRequest) -> list[tuple[Tensor, str]]:
         """Token ids (tokens,) of each prompt, and its text."""
@@ -238,6 +241,9 @@ class Engine:
 
     def _score(self, ids: Tensor, text: str, top: int, budget: Budget) -> Prompt:
         """Read a prompt, and compute the log-probabilities of its tokens."""
+        if len(ids) > MAX_SCORED_TOKENS:
+            message = f"a prompt with logprobs may have {MAX_SCORED_TOKENS} tokens, got {len(ids)}"
+            raise RequestError(message, param="echo")
         memory = self._conversations.beginning
         tokens = TextOfTokens(self._tokenizer, context=[], offset=0)
         logprobs = [tokens.describe(int(ids[0]), None, top)]
