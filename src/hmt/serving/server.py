@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 30
@@ -16,8 +18,11 @@ HEAD_SECONDS = 30
 KEEP_ALIVE_SECONDS = 15
 """Time that a connection stays open without a request."""
 
-GRACE_SECONDS = 10
-"""Time for answers that are under way to be finished when the server is told to stop."""
+GRACE_SECONDS = 10.0
+"""Time for answers to be finished when the server is told to stop; those that are not by then end early."""
+
+SEND_SECONDS = 5
+"""Time to send what is left after that."""
 
 MAX_HEAD_BYTES = 1 << 15
 
@@ -53,6 +58,28 @@ class DeadlineProtocol(H11Protocol):
             self.timeout_keep_alive_handler()
 
 
+class GracefulServer(uvicorn.Server):
+    """Stops the engine, not the connections, when answers take too long to finish: every client hears the end.
+
+    Args:
+        config: Of uvicorn.
+        stop_answers: Ends all answers, and may block meanwhile.
+    """
+
+    def __init__(self, config: uvicorn.Config, stop_answers: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop_answers = stop_answers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing new, and wait for the answers that are under way."""
+        loop = asyncio.get_running_loop()
+        stopping = loop.call_later(GRACE_SECONDS, lambda: loop.run_in_executor(None, self._stop_answers))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            stopping.cancel()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
@@ -66,18 +93,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
 
 
-def make_server(app: ASGIApp, max_connections: int = 256) -> uvicorn.Server:
+def make_server(app: FastAPI, max_connections: int = 256) -> uvicorn.Server:
     """A server for an application; `run(sockets=[listen(host, port)])` runs it until it is told to stop.
 
     Nothing that a client sends is logged. Requests with ambiguous heads (two lengths, a space before a colon) are
     refused by h11, the strict one of uvicorn's two parsers.
 
     Args:
-        app: The application.
+        app: The application, made by `create_app`.
         max_connections: Open connections; requests on further ones are refused with status 503.
     """
     settings: dict[str, Any] = {"http": DeadlineProtocol, "ws": "none", "lifespan": "on"}
-    return uvicorn.Server(
+    return GracefulServer(
         uvicorn.Config(
             app,
             **settings,
@@ -88,7 +115,8 @@ def make_server(app: ASGIApp, max_connections: int = 256) -> uvicorn.Server:
             server_header=False,
             limit_concurrency=max_connections,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(GRACE_SECONDS) + SEND_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
+        ),
+        stop_answers=app.state.engine.close,
     )
