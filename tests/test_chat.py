@@ -16,6 +16,8 @@ from transformers import LogitsProcessorList
 from hmt import HMTForCausalLM, MemoryState
 from hmt.chat import Chat
 from hmt.model.conversation import Conversation
+from hmt.model.loading import load
+from hmt.options import ChatOptions
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, random_ids
 from tests.model.test_equivalence import assert_same_state
 from tests.test_remember import FLAGS
@@ -167,6 +169,16 @@ def test_the_command_line_talks_until_the_input_ends(
     parts = [part for segment in figures["recalled"] for part in segment["read_again"]]
     assert parts
     assert said.count("read again") == len(parts)
+
+
+def test_an_answer_ends_with_the_tokenizers_end_token_as_with_the_models_own(chat_dir: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(70)
+    tokenizer.save_pretrained(chat_dir)
+    model, tokenizer = load(ChatOptions(model_name=str(chat_dir), device="cpu"))
+    for end in (2, 70):
+        out = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, sequence_bias=[[[end], 100.0]])
+        assert out[0, 2:].tolist() == [end]
 
 
 def test_a_model_that_cannot_chat_is_refused_in_one_line(backbone_dir: Path, run_cli: Any) -> None:

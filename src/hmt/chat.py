@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteriaList
 
 from hmt.memory.state import MemoryState
 from hmt.model.conversation import Answer, Conversation
@@ -21,6 +21,7 @@ from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
+from hmt.text.streaming import TerminalStreamer
 
 HELP = """/save FILE    write the memory of this conversation to a file
 /load FILE    begin a new conversation on top of a memory file
@@ -87,7 +88,7 @@ class Chat:
         return True
 
     def _answer(self, message: str) -> None:
-        streamer = TextStreamer(self.conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TerminalStreamer(self.conversation.tokenizer)
         with _stopped_by_interrupt() as stop:
             answer = self.conversation.ask(message, streamer, stopping_criteria=stop, **self._sampling)
         self._last = answer

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TextStreamer
 
 from hmt.memory.state import MemoryState
 from hmt.model.generation import GenerateOutput
@@ -19,6 +18,8 @@ from hmt.report.recollection import describe_recall, recalled_passages, recalled
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate
 from hmt.text.documents import Document, read_text
+from hmt.text.special_tokens import beginning_token_ids
+from hmt.text.streaming import TerminalStreamer
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
         input_ids = torch.tensor([ids], device=model.device)
     else:
         document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
-        input_ids = document.ids[None].to(model.device)
+        # BOS begins a text; a prompt that goes on from a memory begins none.
+        beginning = beginning_token_ids(tokenizer) if options.memory is None else []
+        input_ids = torch.tensor([[*beginning, *document.ids.tolist()]], device=model.device)
     memory = None if options.memory is None else MemoryState.load(options.memory, device=model.device)
     torch.manual_seed(options.seed)
-    streamer = TimedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TimedStreamer(tokenizer)
     started = time.perf_counter()
     out = model.generate(
         input_ids,
@@ -81,13 +84,17 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     return figures, describe_recall(segments, passages)
 
 
-class TimedStreamer(TextStreamer):
-    """Writes to the terminal, and notes when the first token came."""
+class TimedStreamer(TerminalStreamer):
+    """Writes to the terminal, and notes when the first token came.
+
+    Attributes:
+        first_token: Time of `time.perf_counter` at the first new token, 0 before.
+    """
 
     first_token = 0.0
 
     def put(self, value: Tensor) -> None:
-        """Write one token, or leave out the prompt."""
-        if not self.next_tokens_are_prompt and not self.first_token:
+        """Write one token, or skip the prompt."""
+        if self.prompt_seen and not self.first_token:
             self.first_token = time.perf_counter()
         super().put(value)

@@ -1,9 +1,7 @@
-"""A real OpenAI client talks to the server over loopback."""
+"""A real server over loopback: a real OpenAI client, clients that leave, and requests that are no HTTP."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import socket
@@ -11,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,244 +18,141 @@ import openai
 import pytest
 import torch
 
-from hmt import HMTForCausalLM, MemoryState
-from hmt.serving.engine import Engine
-from hmt.serving.http import Server
-from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, random_ids
+from hmt import HMTForCausalLM
+from hmt.serving import server as server_module
+from hmt.serving.app import create_app
+from hmt.serving.server import listen, make_server
+from tests.conftest import make_model, random_ids
+from tests.serving.conftest import HELLO, make_engine
 
 KEY = "a-long-random-text"
-READABLE = [i for i in range(3, 259) if byte_tokenizer().decode([i]).isalnum() or i == 223]  # and the space
-SAMPLING = {"max_new_tokens": 40, "suppress_tokens": [i for i in range(300) if i not in READABLE]}
-HELLO = [{"role": "user", "content": "Hello, who are you?"}]
+ENDLESS = {"model": "org/tiny", "max_tokens": 1_000_000}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    """Address of a server with a tiny model and 40 connections."""
+    engine = make_engine(make_model(), limits={"seconds": 60, "tokens": 1_000_000, "body_seconds": 2})
+    server = make_server(create_app(engine, "org/tiny", keys=[KEY]), max_connections=40)
+    with listen("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield listening.getsockname()
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., openai.OpenAI]]:
-    """Starts servers in this process and gives clients of them."""
-    running: list[Server] = []
-
-    def start(
-        model: HMTForCausalLM, memory: MemoryState | None = None, key: str | None = KEY, sent: str = KEY
-    ) -> openai.OpenAI:
-        tokenizer = byte_tokenizer()
-        tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
-        server = Server(("127.0.0.1", 0), Engine(model, tokenizer, memory, SAMPLING), "tiny", key)
-        running.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        host, port = server.server_address[:2]
-        return openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key=sent, max_retries=0, timeout=30)
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+def client(address: tuple[str, int]) -> openai.OpenAI:
+    """A client that does not try again."""
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{address[1]}/v1", api_key=KEY, max_retries=0, timeout=30)
 
 
-def expected_text(model: HMTForCausalLM, text: str, memory: MemoryState | None = None, **settings: Any) -> str:
-    """What `generate` writes after a text."""
-    tokenizer = byte_tokenizer()
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    out = model.generate(ids, memory=memory, **SAMPLING | settings)
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-def rendered(messages: list[dict[str, str]]) -> str:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def test_a_conversation_is_answered_whole_and_as_a_stream(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    assert [one.id for one in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").id == "tiny"
-    whole = client.chat.completions.create(model="tiny", messages=HELLO)
-    expected = expected_text(model, rendered(HELLO))
-    assert whole.choices[0].message.content == expected
-    assert whole.choices[0].finish_reason == "length"
-    assert whole.usage.completion_tokens == 40
-    assert whole.usage.prompt_tokens == len(rendered(HELLO))
-    events = list(
-        client.chat.completions.create(
-            model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True}
-        )
+def test_an_openai_client_is_answered(client: openai.OpenAI) -> None:
+    assert [one.id for one in client.models.list()] == ["org/tiny"]
+    assert client.models.retrieve("org/tiny").id == "org/tiny"
+    whole = client.chat.completions.create(
+        model="org/tiny", messages=HELLO, logprobs=True, top_logprobs=1, extra_query={"api-version": "1"}
     )
-    assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == expected
-    assert events[0].choices[0].delta.role == "assistant"
-    assert [e.choices[0].finish_reason for e in events if e.choices][-1] == "length"
-    assert events[-1].usage.completion_tokens == 40
+    chunks = list(client.chat.completions.create(model="org/tiny", messages=HELLO, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert "".join(one.token for one in whole.choices[0].logprobs.content) == whole.choices[0].message.content
+    assert whole.model_extra["hmt"]["recalled"]
+    done = client.completions.create(model="org/tiny", prompt=["a", "b"], n=2, max_tokens=3)
+    assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="guessed").models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="org/tiny", input="a")
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="org/tiny", messages=HELLO, n=0)
 
 
-def test_a_prompt_is_continued(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    for prompt in ("Once upon", byte_tokenizer()("Once upon")["input_ids"]):
-        done = client.completions.create(model="tiny", prompt=prompt, max_tokens=9)
-        assert done.choices[0].text == expected_text(model, "Once upon", max_new_tokens=9)
-    streamed = client.completions.create(model="tiny", prompt="Once upon", max_tokens=9, stream=True)
-    assert "".join(event.choices[0].text for event in streamed) == done.choices[0].text
-
-
-def test_every_request_goes_on_from_the_memory_and_none_changes_it(model: HMTForCausalLM, serve: Any) -> None:
-    book = model.remember(random_ids(1, 90))
-    client = serve(model, book)
-    texts = [client.chat.completions.create(model="tiny", messages=HELLO).choices[0].message.content for _ in "ab"]
-    assert texts[0] == texts[1] == expected_text(model, rendered(HELLO), book)
-    assert texts[0] != expected_text(model, rendered(HELLO))
-
-
-def test_a_conversation_that_grows_is_not_read_again(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    messages = list(HELLO)
-    cached, read_so_far = [], [0]
-    for number in range(3):
-        done = client.chat.completions.create(model="tiny", messages=messages)
-        assert done.choices[0].message.content == expected_text(model, rendered(messages))
-        cached.append(done.usage.prompt_tokens_details.cached_tokens)
-        before = done.usage.prompt_tokens + done.usage.completion_tokens - 1
-        messages += [
-            {"role": "assistant", "content": done.choices[0].message.content},
-            {"role": "user", "content": f"And number {number}?"},
-        ]
-        read_so_far.append(before)
-    assert cached == read_so_far[:3]
-
-
-def test_sampling_follows_the_seed(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    texts = [
-        client.completions.create(model="tiny", prompt="abc", temperature=1.5, seed=seed, max_tokens=20).choices[0].text
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(stream: bool, model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    free = expected_text(model, "abc")
-    stop = free[10:13]
-    done = client.completions.create(model="tiny", prompt="abc", stop=[stop, "\n\n"], stream=stream)
-    if stream:
-        events = list(done)
-        text, reason = "".join(event.choices[0].text for event in events), events[-1].choices[0].finish_reason
-    else:
-        text, reason = done.choices[0].text, done.choices[0].finish_reason
-    assert text == free[: free.index(stop)]
-    assert reason == "stop"
-
-
-def test_settings_that_look_back_see_the_whole_prompt(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    prompt = "abcdefghijklmnopqrstuvwxyz" * 2
-    done = client.completions.create(model="tiny", prompt=prompt, max_tokens=15, extra_body={"repetition_penalty": 2})
-    assert done.choices[0].text == expected_text(model, prompt, max_new_tokens=15, repetition_penalty=2.0)
-    assert done.choices[0].text != expected_text(model, prompt, max_new_tokens=15)
-
-
-def test_one_long_prompt_does_not_push_out_the_other_conversations(
-    model: HMTForCausalLM, serve: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hmt.serving.engine.READ_AT_ONCE", 20)
-    client = serve(model)
-    first = client.chat.completions.create(model="tiny", messages=HELLO)
-    client.completions.create(model="tiny", prompt="x" * 1500, max_tokens=1)
-    said = {"role": "assistant", "content": first.choices[0].message.content}
-    again = client.chat.completions.create(model="tiny", messages=[*HELLO, said, HELLO[0]])
-    assert again.usage.prompt_tokens_details.cached_tokens > 0
-
-
-def test_wrong_keys_models_and_requests_are_the_errors_clients_know(model: HMTForCausalLM, serve: Any) -> None:
-    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
-        serve(model, sent="guessed").models.list()
-    client = serve(model)
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-9'; this server has 'tiny'"):
-        client.chat.completions.create(model="gpt-9", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match="n is not served"):
-        client.chat.completions.create(model="tiny", messages=HELLO, n=2)
-    with pytest.raises(openai.BadRequestError, match="the vocabulary does not fit"):
-        client.completions.create(model="tiny", prompt=[5, 400])
-    with pytest.raises(openai.BadRequestError, match="seed"):
-        client.completions.create(model="tiny", prompt="a", max_tokens=1, seed=1 << 64)
-    with pytest.raises(openai.NotFoundError, match="there is nothing at /v1/embeddings"):
-        client.embeddings.create(model="tiny", input="a")
-    assert client.completions.create(model="tiny", prompt="a", max_tokens=1).choices  # and it still answers
-
-
-def raw(client: openai.OpenAI, method: str, path: str, body: bytes | None, **headers: str) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=10)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
-
-
-def test_what_is_no_request_gets_its_status(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    bearer = {"Authorization": f"Bearer {KEY}", "Content_Type": "application/json"}
-    path = "/v1/chat/completions"
-    assert raw(client, "GET", "/health", None)[0] == 200
-    assert raw(client, "POST", path, b"{", **bearer)[0] == 400
-    assert raw(client, "POST", path, b"[]", **bearer)[0] == 400
-    assert raw(client, "POST", path, b"{}", **bearer | {"Content_Type": "text/plain"})[0] == 415
-    assert raw(client, "POST", path, b"{}", **bearer | {"Content_Length": "99999999999"})[0] == 413
-    assert raw(client, "POST", path, b"{}", Content_Type="application/json")[0] == 401
-    assert raw(client, "POST", path, b"{}", Content_Type="application/json", Content_Length="9" * 5000)[0] == 401
-    assert raw(client, "POST", path, b"[" * 100_000, **bearer)[0] == 400
-    for wrong in (
-        b'"logit_bias": {"5": NaN}',
-        b'"logit_bias": {"5": 1' + b"0" * 400 + b"}",
-        b'"temperature": Infinity',
-    ):
-        body = b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], ' + wrong + b"}"
-        assert raw(client, "POST", path, body, **bearer)[0] == 400
-    surrogate = b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'
-    assert raw(client, "POST", path, surrogate, **bearer)[0] == 400
-
-
-def test_without_a_key_only_loopback_names_are_answered(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model, key=None)
-    assert client.completions.create(model="tiny", prompt="a", max_tokens=1).choices
-    status, body = raw(client, "GET", "/v1/models", None, Host="evil.example")
-    assert status == 403
-    assert "answers on loopback only" in body["error"]["message"]
-
-
-def test_a_client_that_leaves_stops_the_writing(model: HMTForCausalLM, serve: Any) -> None:
-    client = serve(model)
-    endless = {"model": "tiny", "prompt": "abc", "max_tokens": 1_000_000}
-    stream = client.completions.create(**endless, stream=True, extra_body={"logit_bias": {"223": 9}})  # a space
+def test_a_client_that_leaves_stops_the_generation(client: openai.OpenAI) -> None:
+    stream = client.completions.create(**ENDLESS, prompt="abc", stream=True)
     next(iter(stream))
     stream.close()
-    for bias in ({}, {"223": 9}):  # nothing to see for long, and text all the time
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=1.5).completions.create(**endless, extra_body={"logit_bias": bias})
-    started = time.perf_counter()
-    client.completions.create(model="tiny", prompt="abc", max_tokens=2)  # waits for its turn
-    assert time.perf_counter() - started < 10
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=1).completions.create(**ENDLESS, prompt="abc")
+    started = time.monotonic()
+    client.completions.create(model="org/tiny", prompt="abc", max_tokens=2)  # waits for its turn
+    assert time.monotonic() - started < 15
 
 
-def test_the_model_failing_is_a_server_error(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model()
-    client = serve(model)
+def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0)
+    server = make_server(create_app(make_engine(make_model(), limits={"tokens": 1_000_000}), "org/tiny", keys=[KEY]))
+    with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor() as pool:
+        running = pool.submit(server.run, sockets=[listening])
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+        stream = client.completions.create(**ENDLESS, prompt="abc", stream=True)
+        next(iter(stream))
+        waiting = pool.submit(client.completions.create, **ENDLESS, prompt="waits")
+        time.sleep(1)  # it waits by then
+        server.should_exit = True
+        assert list(stream)[-1].choices[0].finish_reason == "length"
+        assert isinstance(waiting.exception(), openai.InternalServerError)
+        assert waiting.exception().status_code == 503
+        running.result(timeout=30)
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr(model, "generate", fail)
-    with pytest.raises(openai.InternalServerError, match="the model failed: out of memory"):
-        client.completions.create(model="tiny", prompt="abc")
+def raw(address: tuple[str, int], data: bytes) -> bytes:
+    """What comes back for these bytes, until the server closes or is silent."""
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(data)
+        received = b""
+        while part := connection.recv(4096):
+            received += part
+            if b"\r\n\r\n" in received and b"close" not in received.lower():
+                break
+        return received
 
 
-@pytest.mark.slow
+def test_requests_with_ambiguous_or_endless_heads_are_refused(address: tuple[str, int]) -> None:
+    for head in (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX : y\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000,
+        b"nonsense\r\n\r\n",
+    ):
+        assert raw(address, head).startswith(b"HTTP/1.1 400 ")
+    assert raw(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_without_a_whole_request_is_closed(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
+    for head in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
+        assert raw(address, head) == b""
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(address: tuple[str, int]) -> None:
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{" % KEY.encode()
+    )
+    assert raw(address, head).startswith(b"HTTP/1.1 408 ")
+
+
+def test_connections_beyond_the_cap_are_refused(address: tuple[str, int]) -> None:
+    opened = [socket.create_connection(address, timeout=5) for _ in range(45)]
+    try:
+        opened[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert opened[-1].recv(100).startswith(b"HTTP/1.1 503 ")
+    finally:
+        for one in opened:
+            one.close()
+
+
 def test_the_command_serves_until_it_is_terminated(backbone_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     fields = {"segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16}
     book = HMTForCausalLM.from_backbone(backbone_dir, **fields).eval().remember(random_ids(1, 50))
     book.save(tmp_path / "book.memory")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     flags = [f"--{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "hmt_cli", "serve", f"--model_name={backbone_dir}", *flags, f"--port={port}"]
+    command = [sys.executable, "-m", "hmt_cli", "serve", f"--model_name={backbone_dir}", *flags, "--port=0"]
     process = subprocess.Popen(
         [*command, f"--memory={tmp_path / 'book.memory'}", "--served_name=book"],
         env=os.environ | {"HMT_API_KEY": KEY},
@@ -265,30 +161,36 @@ def test_the_command_serves_until_it_is_terminated(backbone_dir: Path, tmp_path:
         text=True,
     )
     try:
-        for line in process.stderr:
-            if "serving book at" in line:
-                break
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0)
-        assert client.completions.create(model="book", prompt="abc", max_tokens=3).usage.completion_tokens == 3
+        url = next(line for line in process.stderr if "serving book at" in line).split()[3].rstrip(",")
+        client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+        stream = client.completions.create(model="book", prompt="abc", max_tokens=100, stream=True)
+        chunks = [next(iter(stream))]
     finally:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+    chunks += list(stream)
+    out, err = process.communicate(timeout=30)
+    assert chunks[-1].choices[0].finish_reason  # an answer that is under way is finished
     assert process.returncode == 0
     assert "1 requests answered" in out
     assert KEY not in out + err
 
 
-def test_a_server_without_a_key_is_not_started_by_accident(
-    backbone_dir: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_server_is_not_started_by_accident(
+    backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def complaint(*flags: object) -> str:
+        status, _, complained = run_cli("serve", "--model_name", backbone_dir, *flags)
+        assert (status, complained.count("\n")) == (2, 1)
+        return complained
+
     monkeypatch.delenv("HMT_API_KEY", raising=False)
-    status, _, complaint = run_cli("serve", "--model_name", backbone_dir)
-    assert (status, complaint.count("\n")) == (2, 1)
-    assert "clients need a key" in complaint
-    monkeypatch.setenv("HMT_API_KEY", "schlüssel")
-    status, _, complaint = run_cli("serve", "--model_name", backbone_dir)
-    assert status == 2
-    assert "must be printable ASCII" in complaint
-    status, _, complaint = run_cli("serve", "--model_name", backbone_dir, "--no-require_key", "--host", "0.0.0.0")
-    assert status == 2
-    assert "serves on loopback only, not on 0.0.0.0" in complaint
+    assert "HMT_API_KEY" in complaint()
+    assert "--no-require_key" in complaint("--no-require_key", "--host", "0.0.0.0")
+    assert "max_request_seconds" in complaint("--max_request_seconds", 0)
+    (tmp_path / "keys").write_text("good\nschlüssel\n")
+    assert "ASCII" in complaint("--api_key_file", tmp_path / "keys")
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in complaint("--no-require_key", "--port", port)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "hmt[serve]" in complaint("--no-require_key")

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from hmt.memory.state import MemoryState
-from hmt.model.decoding import end_tokens
 from hmt.model.generation import GenerateOutput
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.text.batches import check_vocabulary
 from hmt.text.chat import ChatTemplate
+from hmt.text.special_tokens import end_token_ids
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Conversation:
         new = out.sequences[0, len(ids) :]
         # The memory has not read the last token yet; a token that ends an answer comes again with the ending.
         last = int(new[-1])
-        unread = [*([] if last in end_tokens(self.model.generation_config) else [last]), *self._template.ending()]
+        unread = [*([] if last in end_token_ids(self.tokenizer, self.model.generation_config) else [last]), *self._template.ending()]
         answer = Answer(
             text=str(self.tokenizer.decode(new, skip_special_tokens=True)),
             new_tokens=len(new),

@@ -11,10 +11,13 @@ from hmt.config import memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions, ReadingOptions
 from hmt.pretrained import first_line, has_tokenizer, load_tokenizer
+from hmt.text.special_tokens import end_token_ids
 
 
 def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, PreTrainedTokenizerBase]:
     """Load a checkpoint, or wrap a backbone, and put it on its device in evaluation mode.
+
+    The end tokens of the tokenizer are added to those of the model's generation config.
 
     Args:
         options: Which model.
@@ -37,6 +40,7 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
         model.compile_reading()
     tokenizer = _tokenizer(options, model)
     model.use_tokenizer(tokenizer)
+    model.generation_config.eos_token_id = end_token_ids(tokenizer, model.generation_config) or None
     return model, tokenizer
 
 

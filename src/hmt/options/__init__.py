@@ -20,6 +20,8 @@ from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions, Row
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
+    GREEDY_TEMPERATURE,
+    LOOPBACK,
     ChatOptions,
     ConvertOptions,
     GenerateOptions,
@@ -31,6 +33,8 @@ from hmt.options.writing import (
 __all__ = [
     "API_KEY",
     "FULL_ATTENTION",
+    "GREEDY_TEMPERATURE",
+    "LOOPBACK",
     "ROWS",
     "AugmentOptions",
     "ChatOptions",

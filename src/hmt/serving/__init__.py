@@ -1,1 +1,1 @@
-"""NUMBERS -> CLIENTS: the OpenAI protocol over HTTP."""
+"""An OpenAI-compatible server: schema (what clients send and get), app (HTTP), engine (who answers, in which order)."""

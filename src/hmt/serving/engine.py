@@ -1,282 +1,291 @@
-"""Answers requests with one model, one after the other, and keeps what it has read of each conversation.
-
-A client of the OpenAI protocol sends the whole conversation each time. Its memory after the last answer takes less than
-a megabyte for a small model, so the newest ones are kept, and a request reads only what it adds.
-"""
+"""Generates answers, one request after another, on a thread of its own."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextStreamer
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from hmt.memory.state import MemoryState
-from hmt.model.decoding import DEFAULT_NEW_TOKENS, CancelCriteria, end_tokens
-from hmt.model.generation import GenerateOutput
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
-from hmt.serving.protocol import CompletionRequest, RequestError, Usage
+from hmt.serving.answer import (
+    AnswerStream,
+    Budget,
+    FiniteScores,
+    LogprobRecorder,
+    StopWhen,
+    TextOfTokens,
+    check_finite,
+    recalled_passages,
+    seeded,
+)
+from hmt.serving.conversations import Conversations
+from hmt.serving.jobs import (
+    ChoiceEnd,
+    Done,
+    Event,
+    FairQueue,
+    GenerationRequest,
+    Job,
+    Limits,
+    Piece,
+    RequestError,
+    TokenLogprob,
+)
 from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
+from hmt.text.special_tokens import TextEncoder, beginning_token_ids, end_token_ids
+from hmt.text.streaming import StopStrings
 
 logger = logging.getLogger(__name__)
 
-QUIET_SECONDS = 0.5
-"""After so long without anything new a caller hears that there is nothing."""
+READ_AT_ONCE = 1024
+"""Tokens of a prompt read before it is seen whether anyone still waits. The last of them go to `generate` itself."""
 
-READ_AT_ONCE = 4096
-"""Tokens of a prompt read before it is seen whether anyone still waits."""
+SCORED_AT_ONCE = 256
+"""Tokens of a prompt whose logits are held at one time."""
 
-KEPT_MEMORIES = 32
-"""Conversations (and stages of them) whose memory is kept."""
+MAX_SCORED_TOKENS = 16_384
+"""Longest prompt whose log-probabilities are returned: each of its tokens takes a line of the answer."""
+
+DEFAULT_NEW_TOKENS = 512
+"""New tokens of a choice where neither the request nor the server says how many."""
 
 
 @dataclass(frozen=True)
-class Finish:
-    """The end of an answer.
+class Prompt:
+    """A prompt that is ready to be continued.
 
     Attributes:
-        reason: "stop" where the model or a stop text ended it, "length" where the limit did.
-        usage: Tokens.
+        ids: Token ids (tokens,) int64.
+        read: Tokens that the memory has read; `generate` reads the others.
+        memory: The memory of them.
+        cached: Tokens of them that had been read for an earlier request.
+        text: The prompt as text, where it is to be returned.
+        logprobs: Log-probabilities of all tokens, where they are to be returned.
     """
 
-    reason: str
-    usage: Usage
+    ids: Tensor
+    read: int
+    memory: MemoryState
+    cached: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine:
-    """One model that answers requests.
+    """One model that answers requests in turn.
+
+    All work with the model and its tokenizer is done on one thread, which starts here and ends with `close`.
 
     Args:
-        model: Writes the answers.
-        tokenizer: Of the model; without a chat template only prompts are served.
-        memory: What every request goes on from.
-        sampling: Settings of `generate` where a request says nothing.
+        model: Generates.
+        tokenizer: The model's; without a chat template only prompts are served.
+        memory: What every conversation begins with; each has a copy of its own.
+        sampling: Arguments of `generate` that hold where a request says nothing.
+        limits: What one request may take.
+        allow_control_tokens: Let control tokens that users type act.
+
+    Raises:
+        ValueError: If the memory is another model's.
     """
 
     def __init__(
         self,
         model: HMTForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        memory: MemoryState | None,
-        sampling: dict[str, Any],
+        memory: MemoryState | None = None,
+        sampling: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.sampling = sampling
-        self._read = ReadTexts(model.start_state(memory, batch_size=1))
-        self._one_at_a_time = threading.Lock()
-        self._under_way: set[CancelCriteria] = set()
+        self.limits = limits or Limits()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampling = {"max_new_tokens": DEFAULT_NEW_TOKENS} | (sampling or {})
+        self._allow_control_tokens = allow_control_tokens
+        self._end_tokens = end_token_ids(tokenizer, model.generation_config)
+        self._beginning_tokens = beginning_token_ids(tokenizer) if memory is None else []
+        self._encoder = TextEncoder(tokenizer, allow_control_tokens)
+        self._conversations = Conversations(model.start_state(memory, batch_size=1))
+        self._queue = FairQueue(self.limits.waiting)
+        self._current: Job | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="hmt-engine", daemon=True)
+        self._thread.start()
 
-    def close(self) -> None:
-        """Stop what is under way, and wait until it has stopped."""
-        for stop in list(self._under_way):
-            stop.cancelled = True
-        with self._one_at_a_time:
-            pass
+    def submit(self, request: GenerationRequest, owner: str, deliver: Callable[[Event], None]) -> Job:
+        """Queue a request.
 
-    def answer(self, request: CompletionRequest) -> Iterator[str | Finish]:
-        """Write an answer: its text in parts, then its end. Closing the iterator stops the writing.
-
-        While there is nothing new for a while, a part is "", so that the caller can see whether anyone still waits.
+        Args:
+            request: What is wanted.
+            owner: Whose it is.
+            deliver: Called with each event, from the engine's thread; `Done` or a `RequestError` comes last.
 
         Raises:
-            RequestError: If the request cannot be served; before the first part.
+            RequestError: If too many wait; status 503.
         """
-        ids = self._encode(request)
-        parts: SimpleQueue[str | Finish | RequestError] = SimpleQueue()
-        stop = CancelCriteria()
-        self._under_way.add(stop)
+        job = Job(request, owner, deliver)
+        self._queue.put(job)
+        return job
 
-        def work() -> None:
-            last: Finish | RequestError = RequestError("the answer was not finished", status=500)
+    def cancel(self, job: Job) -> None:
+        """Stop a request that nobody waits for any more."""
+        job.cancel()
+        if self._queue.remove(job):
+            job.deliver(RequestError("the request was cancelled", status=503))
+
+    def close(self) -> None:
+        """Refuse what waits, stop what is under way, and wait until it has stopped."""
+        self._closing = True
+        for job in self._queue.close():
+            job.deliver(RequestError("the server is shutting down", status=503))
+        if (current := self._current) is not None:
+            current.cancel()
+        self._thread.join()
+
+    def _work(self) -> None:
+        """Answer jobs until the queue is closed. Whatever happens, whoever waits hears of it."""
+        while (job := self._queue.get()) is not None:
+            self._current = job
+            if self._closing:
+                job.cancel()
             try:
-                with self._one_at_a_time:
-                    last = self._write(request, ids, Parts(self.tokenizer, request.stop, parts, stop), stop)
+                last: Done | RequestError = self._answer(job)
+            except RequestError as error:
+                last = error
+            except FloatingPointError as error:
+                logger.error("a request failed: %s", first_line(error))
+                last = RequestError("the model's logits are not finite", status=500)
             except ValueError as error:
-                last = error if isinstance(error, RequestError) else RequestError(str(error))
-            except RuntimeError as error:
+                last = RequestError(first_line(error))
+            except Exception:
                 logger.exception("a request failed")
-                last = RequestError(f"the model failed: {first_line(error)}", status=500)
-            finally:
-                parts.put(last)  # whatever happened, whoever waits must hear of it
+                last = RequestError("the model failed; the server's log says why", status=500)
+            self._current = None
+            job.deliver(last)
 
-        threading.Thread(target=work, daemon=True).start()
-        try:
-            while True:
-                try:
-                    part = parts.get(timeout=QUIET_SECONDS)
-                except Empty:
-                    part = ""
-                if isinstance(part, RequestError):
-                    raise part
-                yield part
-                if isinstance(part, Finish):
-                    return
-        finally:
-            stop.cancelled = True
-            self._under_way.discard(stop)
+    def _answer(self, job: Job) -> Done:
+        """Generate all choices of a request."""
+        request = job.request
+        budget = Budget(job, self.limits.seconds)
+        settings = self._settings(request)
+        encoded = self._encode(request)
+        choice = cached_tokens = new_tokens = 0
+        with torch.no_grad(), seeded(request.seed, self._model.device):
+            for ids, text in encoded:
+                # Prompts and choices that the time does not reach are empty.
+                prompt = self._read(ids, text, job, budget) if choice == 0 or not budget.spent else None
+                for _ in range(request.choices):
+                    if prompt is not None and request.echo:
+                        job.deliver(Piece(choice, text, prompt.logprobs))
+                    if prompt is None or budget.spent or not settings["max_new_tokens"]:
+                        job.deliver(ChoiceEnd(choice, "length"))
+                    else:
+                        new_tokens += self._generate(choice, prompt, job, settings, budget)
+                    choice += 1
+                cached_tokens += 0 if prompt is None else prompt.cached
+        return Done(sum(len(ids) for ids, _ in encoded), cached_tokens, new_tokens)
 
-    def _encode(self, request: CompletionRequest) -> Tensor:
-        """Token ids (tokens,) of a request."""
-        try:
-            if request.messages is not None:
-                ids = ChatTemplate(self.tokenizer).opening(request.messages)
-            elif isinstance(request.prompt, str):
-                check_text("the prompt", request.prompt)
-                ids = self.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
-            else:
-                ids = request.prompt or []
-            check_vocabulary(ids, len(self.model.embedding_table))
-        except ValueError as error:
-            raise RequestError(str(error)) from error
-        if not ids:
-            raise RequestError("there is nothing to answer: the request has no tokens")
-        return torch.tensor(ids)
+    def _settings(self, request: GenerationRequest) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        settings = self._sampling | request.settings
+        if request.max_tokens is not None:
+            settings["max_new_tokens"] = request.max_tokens
+        settings["max_new_tokens"] = min(settings["max_new_tokens"], self.limits.tokens)
+        if settings.get("do_sample"):
+            settings.setdefault("top_k", 0)  # transformers samples from 50 tokens unless told otherwise
+        biased = [token for (token,) in settings.get("sequence_bias", ())]
+        if biased:
+            check_vocabulary(biased, len(self._model.embedding_table))
+        return settings | {"num_return_sequences": 1}
 
-    def _write(self, request: CompletionRequest, ids: Tensor, parts: Parts, stop: CancelCriteria) -> Finish:
-        cached, memory = self._read.longest_before(ids)
-        device = self.model.embedding_table.device
-        read = cached
-        while read < len(ids) - 1 and not stop.cancelled:
-            upto = min(read + READ_AT_ONCE, len(ids) - 1)
-            memory = self.model.remember(ids[None, read:upto].to(device), memory)
-            read = upto
-        if read > cached:
-            self._read.keep(ids[:read], memory)
-        if stop.cancelled:
-            return Finish("stop", Usage(len(ids), cached, 0))
-        settings = {"max_new_tokens": DEFAULT_NEW_TOKENS} | self.sampling | request.settings
-        with _drawn_from(request.seed, device):
-            out = self.model.generate(
-                ids[None, -1:].to(device),
-                memory=memory,
-                earlier_ids=ids[None, :-1].to(device),
-                streamer=parts,
-                stopping_criteria=StoppingCriteriaList([stop]),
-                return_dict_in_generate=True,
-                **settings,
-            )
-        assert isinstance(out, GenerateOutput)
-        assert out.sequences is not None
-        assert out.memory is not None
-        new = out.sequences[0, 1:].cpu()
-        self._read.keep(torch.cat([ids, new[:-1]]), out.memory)
-        ended = parts.stopped or int(new[-1]) in end_tokens(self.model.generation_config)
-        by_limit = not ended and len(new) == settings["max_new_tokens"]
-        return Finish("length" if by_limit else "stop", Usage(len(ids), cached, len(new)))
-
-
-class ReadTexts:
-    """Memories of texts that were read, the newest kept.
-
-    Args:
-        beginning: The memory before the first token.
-    """
-
-    def __init__(self, beginning: MemoryState) -> None:
-        self._beginning = beginning
-        self._kept: OrderedDict[bytes, tuple[Tensor, MemoryState]] = OrderedDict()
-
-    def keep(self, ids: Tensor, memory: MemoryState) -> None:
-        """Keep the memory of a text of these tokens (tokens,)."""
-        key = hashlib.sha256(ids.numpy().tobytes()).digest()
-        self._kept[key] = ids, memory
-        self._kept.move_to_end(key)
-        while len(self._kept) > KEPT_MEMORIES:
-            self._kept.popitem(last=False)
-
-    def longest_before(self, ids: Tensor) -> tuple[int, MemoryState]:
-        """The memory of the longest beginning of a text, its last token excluded, and how long that is."""
-        best, key_of_best = (0, self._beginning), None
-        for key, (read, memory) in self._kept.items():
-            if best[0] < len(read) < len(ids) and torch.equal(ids[: len(read)], read):
-                best, key_of_best = (len(read), memory), key
-        if key_of_best is not None:
-            self._kept.move_to_end(key_of_best)
-        return best
-
-
-class Parts(TextStreamer):
-    """Text as it is written, without a stop text and without what may be the beginning of one.
-
-    Args:
-        tokenizer: Makes text of the tokens.
-        stop: Texts that end the answer.
-        parts: Where the text goes.
-        told: Set as soon as a stop text was written.
-
-    Attributes:
-        stopped: A stop text came.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: tuple[str, ...],
-        parts: SimpleQueue[Any],
-        told: CancelCriteria,
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.stopped = False
-        self._stop = stop
-        self._parts = parts
-        self._told = told
-        self._held = ""
-        self._cut = False
-        self._last: deque[int] = deque(maxlen=max((len(one.encode()) for one in stop), default=0) + 4)
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompt, which is no part of the answer, or a token."""
-        if not self.next_tokens_are_prompt and self._stop:
-            # A token may stand for a single byte, so a stop text lies within as many tokens as it has bytes.
-            self._last.extend(value.flatten().tolist())
-            tail = str(self.tokenizer.decode(list(self._last)))
-            if any(one in tail for one in self._stop):
-                self.stopped = self._told.cancelled = True
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on what is certainly part of the answer."""
-        if self._cut:
-            return
-        self._held += text
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if found:
-            self._cut = self.stopped = self._told.cancelled = True
-            ready, self._held = self._held[: min(found)], ""
+    def _encode(self, request: GenerationRequest) -> list[tuple[Tensor, str]]:
+        """Token ids (tokens,) of each prompt, and its text."""
+        if request.messages is not None:
+            template = ChatTemplate(self._tokenizer, self._allow_control_tokens)
+            encoded = [(template.opening(request.messages), "")]
         else:
-            waiting = 0 if stream_end else self._beginning_of_a_stop()
-            cut = len(self._held) - waiting
-            ready, self._held = self._held[:cut], self._held[cut:]
-        if ready:
-            self._parts.put(ready)
+            encoded = [self._encode_prompt(prompt, request.echo) for prompt in request.prompts]
+        for ids, _ in encoded:
+            if not ids:
+                raise RequestError("the prompt has no tokens", param="prompt")
+            check_vocabulary(ids, len(self._model.embedding_table))
+        return [(torch.tensor(ids), text) for ids, text in encoded]
 
-    def _beginning_of_a_stop(self) -> int:
-        """Characters at the end of what is held that may become a stop text."""
-        longest = max((len(stop) for stop in self._stop), default=0)
-        for count in range(min(longest - 1, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-count:]) for stop in self._stop):
-                return count
-        return 0
+    def _encode_prompt(self, prompt: str | list[int], echo: bool) -> tuple[list[int], str]:
+        if isinstance(prompt, str):
+            check_text("the prompt", prompt)
+            return [*self._beginning_tokens, *self._encoder.encode(prompt)], prompt
+        return prompt, str(self._tokenizer.decode(prompt, skip_special_tokens=True)) if echo else ""
 
+    def _read(self, ids: Tensor, text: str, job: Job, budget: Budget) -> Prompt:
+        """Read a prompt but for its end, which `generate` reads."""
+        request = job.request
+        if request.echo and request.top_logprobs is not None:
+            return self._score(ids, text, request.top_logprobs, budget)
+        cached, memory = self._conversations.longest_prefix(job.owner, request.conversation, ids)
+        read = cached
+        while len(ids) - read > READ_AT_ONCE:
+            budget.check(read, len(ids))
+            memory = self._model.remember(self._on_device(ids[read : read + READ_AT_ONCE]), memory)
+            read += READ_AT_ONCE
+        return Prompt(ids, read, memory, cached, text)
 
-@contextmanager
-def _drawn_from(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw from a seed meanwhile, and afterwards go on as if nothing had been drawn."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    def _score(self, ids: Tensor, text: str, top: int, budget: Budget) -> Prompt:
+        """Read a prompt, and compute the log-probabilities of its tokens."""
+        if len(ids) > MAX_SCORED_TOKENS:
+            message = f"a prompt with logprobs may have {MAX_SCORED_TOKENS} tokens, got {len(ids)}"
+            raise RequestError(message, param="echo")
+        memory = self._conversations.beginning
+        tokens = TextOfTokens(self._tokenizer, context=[], offset=0)
+        logprobs = [tokens.describe(int(ids[0]), None, top)]
+        tokens.add(int(ids[0]))
+        for start in range(0, len(ids) - 1, SCORED_AT_ONCE):
+            budget.check(start, len(ids))
+            part = ids[start : min(start + SCORED_AT_ONCE, len(ids) - 1)]
+            out = self._model(self._on_device(part), memory=memory)
+            check_finite(out.logits)
+            memory = out.memory
+            rows = out.logits[0].float().log_softmax(dim=-1).cpu()
+            for row, token in zip(rows, ids[start + 1 : start + 1 + len(part)].tolist(), strict=True):
+                logprobs.append(tokens.describe(token, row, top))
+                tokens.add(token)
+        return Prompt(ids, len(ids) - 1, memory, 0, text, tuple(logprobs))
+
+    def _generate(self, choice: int, prompt: Prompt, job: Job, settings: dict[str, Any], budget: Budget) -> int:
+        """Generate one choice: the number of new tokens."""
+        request, ids = job.request, prompt.ids
+        # An answer begins a text; a continuation goes on in one.
+        context = [] if request.messages is not None else ids.tolist()
+        text = TextOfTokens(self._tokenizer, context, offset=len(prompt.text) if request.echo else 0)
+        recorder = None if request.top_logprobs is None else LogprobRecorder(request.top_logprobs)
+        stream = AnswerStream(choice, text, StopStrings(request.stop), self._end_tokens, job.deliver, recorder)
+        rest = self._on_device(ids[prompt.read :])
+        out: Any = self._model.generate(
+            rest,
+            memory=prompt.memory,
+            earlier_ids=self._on_device(ids[: prompt.read]),
+            streamer=stream,
+            logits_processor=LogitsProcessorList([FiniteScores(), *([recorder] if recorder else [])]),
+            stopping_criteria=StoppingCriteriaList([StopWhen(lambda: stream.ended or budget.spent)]),
+            output_recall=True,
+            return_dict_in_generate=True,
+            **settings,
+        )
+        new = out.sequences[0, rest.shape[1] :].cpu()
+        self._conversations.keep(job.owner, request.conversation, torch.cat([ids, new[:-1]]), out.memory)
+        recalled = recalled_passages(out, self._tokenizer)
+        job.deliver(ChoiceEnd(choice, "stop" if stream.ended else "length", recalled))
+        return len(new)
+
+    def _on_device(self, ids: Tensor) -> Tensor:
+        """Token ids (tokens,) as a batch of one row."""
+        return ids[None].to(self._model.device)

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hmt.text.batches import check_text
+from hmt.text.special_tokens import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,17 +26,22 @@ MARK = "hmt-answer-stands-here"
 class ChatTemplate:
     """Token ids of the parts of a conversation.
 
+    Control tokens in a message, such as `<|im_end|>`, are tokenized as the text they are, so that nobody can end a
+    turn or speak for somebody else by typing them.
+
     Args:
         tokenizer: With a chat template.
+        allow_control_tokens: Let control tokens in messages act.
 
     Raises:
         ValueError: If it has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, allow_control_tokens: bool = False) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("the tokenizer has no chat template; take a model that was made for chat")
         self.tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer, allow_control_tokens)
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """A conversation from its beginning, up to where the answer is to be written.
@@ -73,19 +79,19 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
+        protected = [{**message, "content": self._encoder.protect(message["content"])} for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                protected, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of its expressions
             raise ValueError(f"the chat template does not take these messages: {error}") from error
         assert isinstance(text, str)
         return text
 
     def _encode(self, text: str) -> list[int]:
         check_text("a message", text)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._encoder.encode_protected(text)
 
 
 def _user(content: str) -> Message:
