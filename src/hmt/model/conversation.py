@@ -84,13 +84,16 @@ class Conversation:
         """
         started = time.perf_counter()
         ids = [*self._unread, *(self._template.turn(message) if self._started else self._opening(message))]
-        out = self._generate(ids, streamer, settings)
+        out = self._generate(ids, message, streamer, settings)
         assert out.sequences is not None
         assert out.memory is not None
         new = out.sequences[0, len(ids) :]
         # The memory has not read the last token yet; a token that ends an answer comes again with the ending.
         last = int(new[-1])
-        unread = [*([] if last in end_token_ids(self.tokenizer, self.model.generation_config) else [last]), *self._template.ending()]
+        unread = [
+            *([] if last in end_token_ids(self.tokenizer, self.model.generation_config) else [last]),
+            *self._template.ending(),
+        ]
         answer = Answer(
             text=str(self.tokenizer.decode(new, skip_special_tokens=True)),
             new_tokens=len(new),
@@ -111,10 +114,15 @@ class Conversation:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return self._template.opening([*system, {"role": "user", "content": message}])
 
-    def _generate(self, ids: list[int], streamer: BaseStreamer | None, settings: dict[str, Any]) -> GenerateOutput:
+    def _generate(
+        self, ids: list[int], message: str, streamer: BaseStreamer | None, settings: dict[str, Any]
+    ) -> GenerateOutput:
+        asked = self.tokenizer(message, add_special_tokens=False)["input_ids"]
+        settings = {"eos_token_id": end_token_ids(self.tokenizer, self.model.generation_config) or None} | settings
         out = self.model.generate(
             self._tensor(ids),
             memory=self.memory,
+            query_ids=self._tensor(asked) if asked else None,
             streamer=streamer,
             tokenizer=self.tokenizer,
             output_recall=True,
