@@ -142,46 +142,51 @@ class Rows:
         self._state = self.model.remember(ids)
         self.seconds = time.perf_counter() - started
 
+    @torch.no_grad()
     def answers(self, row: str) -> list[bool]:
-        """Right answers of the trials in a row."""
-        return [self._correct(row, number) for number in range(len(self.trials))]
-
-    def _correct(self, row: str, number: int) -> bool:
+        """Right answers of the trials in a row, all asked side by side."""
         assert self._state is not None
-        trial, state = self.trials[number], self._state.map(lambda t: t[number : number + 1])
-        question = trial.question[None].to(self.model.device)
-        if row == "recall":
-            return self._asked(self.model, question, state, trial)
-        if row == "absent":
-            other = self.trials[(number + 1) % len(self.trials)]
-            return self._asked(self.model, question, state, other)
-        if row == "sinks":
-            return self._asked(self._quiet, question, state, trial)
-        if row == "full":
-            length = len(trial.ids) + question.shape[1] + NEW_TOKENS + 1
-            whole = self.model.variant(
-                mode="backbone", num_sinks=0, num_sensory=length, segment_length=None, read_chunk_tokens=2048
-            )
-            return self._asked(whole, torch.cat([trial.ids[None].to(question.device), question], dim=1), None, trial)
-        if row == "direct":
-            _, found = self.model.recall(question, state)
-            told = [passage.ids for passage in found] or [trial.question[:0]]
-            return self._asked(
-                self._quiet, torch.cat([torch.cat(told)[None].to(question.device), question], 1), state, trial
-            )
-        if row == "bm25":
-            told = self._bm25(trial)
-            return self._asked(self._quiet, torch.cat([told[None].to(question.device), question], 1), state, trial)
-        runs = {"oracle": self._around(trial), "random": self._anywhere(trial)}[row]
-        passages = [Passage(0, start, trial.ids[start:end], 0.0) for start, end in runs]
-        with torch.no_grad():
-            state = self.model._with_passages(state, [passages])
-        return self._asked(self._quiet, question, state, trial)
+        trials, state, model = self.trials, self._state, self._quiet
+        prompts = [trial.question for trial in trials]
+        if row in ("recall", "absent"):
+            model = self.model
+        if row == "absent":  # the question about the next trial's text
+            trials = [*trials[1:], trials[0]]
+            prompts = [trial.question for trial in trials]
+        elif row == "full":
+            length = max(len(trial.ids) + len(trial.question) for trial in trials) + NEW_TOKENS + 1
+            model = self.model.variant(mode="backbone", num_sinks=0, num_sensory=length, segment_length=None)
+            size = max(1, 100_000 // length)
+            texts = [torch.cat([trial.ids, trial.question]) for trial in trials]
+            groups = [(texts[at : at + size], trials[at : at + size]) for at in range(0, len(trials), size)]
+            return [right for told, group in groups for right in self._asked(model, told, None, group)]
+        elif row == "direct":
+            found = [self.model._passages(state, number, trial.question) for number, trial in enumerate(trials)]
+            prompts = [torch.cat([*(p.ids for p in told), asked]) for told, asked in zip(found, prompts, strict=True)]
+        elif row == "bm25":
+            prompts = [torch.cat([self._bm25(trial), trial.question]) for trial in trials]
+        elif row in ("oracle", "random"):
+            runs = [self._around(trial) if row == "oracle" else self._anywhere(trial) for trial in trials]
+            found = [
+                [Passage(number, start, trials[number].ids[start:end], 0.0) for start, end in own]
+                for number, own in enumerate(runs)
+            ]
+            state = self.model._with_passages(state, found)
+        return self._asked(model, prompts, state, trials)
 
-    def _asked(self, model: HMTForCausalLM, ids: Tensor, state: MemoryState | None, trial: Trial) -> bool:
-        written = model.generate(ids, memory=state, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+    def _asked(
+        self, model: HMTForCausalLM, prompts: list[Tensor], state: MemoryState | None, trials: list[Trial]
+    ) -> list[bool]:
+        width = max(map(len, prompts))
+        ids = torch.stack([torch.nn.functional.pad(prompt, (width - len(prompt), 0)) for prompt in prompts])
+        mask = torch.stack([torch.arange(width) >= width - len(prompt) for prompt in prompts])
+        written = model.generate(
+            ids.to(model.device), attention_mask=mask, memory=state, max_new_tokens=NEW_TOKENS, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
         assert isinstance(written, Tensor)
-        return trial.answer in self._tokenizer.decode(written[0, ids.shape[1] :].tolist()).replace(" ", "")
+        texts = [self._tokenizer.decode(row[width:].tolist()).replace(" ", "") for row in written]
+        return [trial.answer in text for trial, text in zip(trials, texts, strict=True)]
 
     def _around(self, trial: Trial) -> list[tuple[int, int]]:
         spare = self._budget - (trial.end - trial.start)
