@@ -16,7 +16,7 @@ Sensory = Literal["cache", "reread"]
 REMEMBERED_TOKENS = 1_000_000
 """Tokens that a bank of token ids holds by default."""
 
-CACHE_WINDOW, REREAD_WINDOW = 1024, 256
+CACHE_WINDOW, REREAD_WINDOW = 512, 256
 """Default window W of the two forms of sensory memory."""
 
 
@@ -48,7 +48,7 @@ class MemoryConfig:
     """Sensory memory: keep keys and values of the last tokens in a rolling cache, or re-encode the last tokens in front
     of each segment, as published (reread). Default: cache, or reread for a backbone whose positions cannot be moved."""
     segment_length: int | None = setting(None, identity="window")
-    """Window W: positions that a token can attend to. Default: 1024 with a cache, 256 with reread."""
+    """Window W: positions that a token can attend to. Default: 512 with a cache, 256 with reread."""
     num_sensory: int | None = setting(None, identity="sensory_tokens")
     """Sensory tokens K: the last tokens in the window. Default: what the window has room for with a cache, 32 with
     reread."""

@@ -14,6 +14,9 @@ from torch import Tensor
 from hmt.memory.search import find_passages
 from hmt.memory.state import MemoryState
 
+PASSAGES = 1
+"""Passages that the budget is divided among: one long passage answers more questions than several short ones."""
+
 WHOLE_QUERY = 256
 """Prompts of up to this many tokens are the query as a whole."""
 
@@ -93,7 +96,7 @@ def choose_passages(
     first = max(sinks - before, 0)
     text = text[first : max(len(text) - reach, first)]
     newlines, sentences = (None, None) if tables is None else (tables.newlines, tables.sentences)
-    found = find_passages(text, query.cpu(), budget, newlines=newlines, sentences=sentences)
+    found = find_passages(text, query.cpu(), budget, newlines=newlines, sentences=sentences, pieces=PASSAGES)
     runs = zip(found.starts.tolist(), found.ends.tolist(), found.scores.tolist(), strict=True)
     return [Passage(row, before + first + start, text[start:end].long(), score) for start, end, score in runs]
 

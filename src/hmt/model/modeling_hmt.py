@@ -409,10 +409,10 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     @property
     def geometry(self) -> Geometry:
         """Division of the rolling window."""
-        config = self.config
-        return Geometry(
-            config.sensory_tokens, config.sinks, config.recalled_tokens, max_positions(self.backbone.config)
-        )
+        config, limit = self.config, max_positions(self.backbone.config)
+        if config.sinks:  # sinks work best near the window: it is moved back to them long before it has to be
+            limit = min(limit or 2 * config.window, 2 * config.window)
+        return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, limit)
 
     # The step.
 
