@@ -14,6 +14,7 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ PHRASE_WEIGHTS = (1.0, 0.5, 0.25)
 """Weight of a phrase of one, two and three tokens; a longer one counts on top of the shorter ones in it."""
 
 RARITY_WINDOW = 64
-"""Tokens per document for inverse document frequencies: a phrase found this often has no weight."""
+"""Tokens per document, for inverse document frequencies; a phrase of one in every document has no weight."""
 
 SATURATION = 0.4
 """Weight of a phrase's second occurrence in a passage; further ones have none."""
@@ -37,13 +38,13 @@ FRAGMENT_WEIGHT = 0.3
 """Weight of a token that is a part of a word of the query, alone."""
 
 QUERY_LENGTHS = 2
-"""A passage has room for the query so many times: a long question shares words with more than one line."""
+"""Least tokens of a passage per token of the query: a long question shares words with more than one line."""
 
 LONGEST_QUERY = 512
-"""Tokens of a query that are looked at: its last."""
+"""A query is cut to its last so many tokens."""
 
 MOST_HITS = 4096
-"""Matches of phrases of one length that are always looked at; in long texts one for every 32 tokens."""
+"""Most matches of phrases of one length that are scored, rarest phrases first; at least one in 32 tokens of text."""
 
 STEPS = 1024
 """Weights are whole multiples of 1 / STEPS nats, so sums are exact in any order and equal passages tie."""
@@ -60,7 +61,7 @@ FUNCTION_WORDS = frozenset(
     "tell than that the their them then there these they this to us was we were what when where which who whom whose "
     "why will with would you your".split()
 )
-"""English words that say nothing of what a question is about."""
+"""English words that do not tell what a question is about."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _lead_in(number: int, first: int, size: int, starts: Tensor, shared: Tensor,
 def divide(
     text: Tensor, limit: int, step: int, newlines: Tensor | None, sentences: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Divide a text into lines; those above `limit` tokens into sentences; those above it every `step` tokens.
+    """Divide a text into units: lines; those above `limit` tokens into sentences; those above it every `step` tokens.
 
     Returns:
         Where units begin, and the end of the text, (K + 1,) int64, ascending; and where the line of each unit ends,
@@ -291,40 +292,41 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
     table = torch.arange(largest, dtype=torch.int32) if words is None else words.int()
     lowest = int(table.min())
     distinct, asked = table.index_select(0, spelled).unique(return_inverse=True)
+    asked = asked + 1
     # Number each distinct word of the query from 1; 0 is any other word.
     numbers = _numbering(distinct - lowest, int(table.max()) - lowest + 1).index_select(0, table - lowest)
-    told = numbers.index_select(0, text)
-    asked = asked + 1
-    singles_asked, singles_told, base = asked, told, len(distinct) + 1
+    word_of_token = numbers.index_select(0, text)
+    word_asked, words_asked = asked, len(distinct) + 1
+    whole = _whole_words(len(query), spellings)
 
-    # A spelling of several tokens counts like a word as a whole, and its tokens alone count little.
-    shares = [torch.full((base,), PHRASE_WEIGHTS[0])]
-    begins = [len(query)]
-    for spelling in spellings:
-        begins.append(begins[-1] + len(spelling))
-    whole = [[begin for begin, one in zip(begins, spellings, strict=False) if len(one) == n] for n in range(4)]
-    for begin, one in zip(begins, spellings, strict=False):
-        if len(one) > 1:
-            shares[0][asked[begin : begin + len(one)]] = FRAGMENT_WEIGHT
-    shares[0][asked[whole[1]]] = PHRASE_WEIGHTS[0]
-    shares[0][1:][distinct < 0] = 0
-
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-    total, count = 0, len(distinct)
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    told, places, count, total = word_of_token, torch.arange(0), len(distinct), 0
     for length in range(1, min(len(PHRASE_WEIGHTS), len(spelled), len(text)) + 1):
         if length > 1:
             # A phrase is the phrase without its last token, and the last token: a pair of numbers, numbered again.
-            pairs, asked = (asked[:-1] * base + singles_asked[length - 1 :]).unique(return_inverse=True)
+            pairs, asked = (asked[:-1] * words_asked + word_asked[length - 1 :]).unique(return_inverse=True)
             asked = asked + 1
-            keys = told[:-1].int() * base + singles_told[length - 1 :]
-            told = _numbering(pairs, (count + 1) * base).index_select(0, keys)
+            table = _numbering(pairs, (count + 1) * words_asked)
             count = len(pairs)
-            share = torch.full((count + 1,), PHRASE_WEIGHTS[length - 1])
-            share[asked[whole[length]]] = PHRASE_WEIGHTS[0]
-        else:
-            share = shares[0]
+            if length == 2:
+                told = table.index_select(0, told[:-1].int() * words_asked + told[1:])
+                places = told.nonzero()[:, 0]
+                told = told[places]
+            else:
+                inside = places <= len(text) - length
+                places = places[inside]
+                told = table.index_select(0, told[inside].int() * words_asked + word_of_token[places + length - 1])
+                places, told = places[told > 0], told[told > 0]
+        shares = torch.full((count + 1,), PHRASE_WEIGHTS[length - 1])
+        if length == 1:
+            for begin, spelling in zip(_offsets(len(query), spellings), spellings, strict=False):
+                if len(spelling) > 1:
+                    shares[asked[begin : begin + len(spelling)]] = FRAGMENT_WEIGHT
+        shares[asked[whole[length - 1]]] = PHRASE_WEIGHTS[0]
+        if length == 1:
+            shares[1:][distinct < 0] = 0
         times = torch.bincount(told, minlength=count + 1)
-        weights = (share * STEPS * _rarity(times, len(text))).round().int()
+        weights = (shares * STEPS * _rarity(times, len(text))).round().int()
         weights[0] = 0
         if length == 1:
             total = int(weights[asked[: len(query)].unique()].sum())
@@ -332,12 +334,23 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
         order = weights.argsort(descending=True)
         matches = (times * (weights > 0))[order].cumsum(0)
         weights[order[matches > max(MOST_HITS, len(text) // 32)]] = 0
-        places = (weights > 0).index_select(0, told.int()).nonzero()[:, 0]
-        phrases = told[places]
-        parts.append((places, places + length, weights[phrases.long()], *_previous(places, phrases)))
-    first, ends, weights, previous, before = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    order = first.argsort(stable=True)
-    return Hits(first[order], ends[order], weights[order], previous[order], before[order], total)
+        counted = (weights > 0).index_select(0, told.int()).nonzero()[:, 0]
+        begins, phrases = counted if length == 1 else places[counted], told[counted]
+        found.append((begins, begins + length, weights[phrases.long()], *_previous(begins, phrases)))
+    begins, ends, weights, previous, before = (torch.cat(columns) for columns in zip(*found, strict=True))
+    order = begins.argsort(stable=True)
+    return Hits(begins[order], ends[order], weights[order], previous[order], before[order], total)
+
+
+def _offsets(first: int, spellings: Sequence[Tensor]) -> list[int]:
+    """Where each spelling begins if they stand one after another from `first` on."""
+    return list(accumulate((len(one) for one in spellings), initial=first))
+
+
+def _whole_words(first: int, spellings: Sequence[Tensor]) -> list[list[int]]:
+    """Where the spellings of one, two, three tokens begin."""
+    places = list(zip(_offsets(first, spellings), spellings, strict=False))
+    return [[begin for begin, one in places if len(one) == length + 1] for length in range(len(PHRASE_WEIGHTS))]
 
 
 def _numbering(keys: Tensor, size: int) -> Tensor:
