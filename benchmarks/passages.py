@@ -14,6 +14,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import statistics
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +27,9 @@ import bm25s
 import torch
 import tyro
 from torch import Tensor
+from tqdm import tqdm
 
-from hmt.memory.search import find_passages
+from hmt.memory.search import Passages, Vocabulary, find_passages
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 
@@ -116,16 +120,16 @@ class Material:
         self.data, self.tokenizer, self.half = data, tokenizer, half
         count = len(tokenizer)
         self.pieces: list[str] = [tokenizer.decode([number]) for number in range(count)]
-        self.newlines = torch.tensor(["\n" in piece for piece in self.pieces])
-        self.sentences = torch.tensor([bool(re.search(r"[.!?][\"')\]]*\s*$", piece)) for piece in self.pieces])
-        names: dict[str, int] = {}
-        self.words = torch.tensor(
-            [names.setdefault(piece.strip().lower() or piece, number) for number, piece in enumerate(self.pieces)]
-        )
+        self.vocabulary = Vocabulary.of(self.pieces)
+        self.newlines = self.vocabulary.newlines
 
     def encode(self, text: str) -> Tensor:
         """Token ids, (T,) int32."""
         return torch.tensor(self.tokenizer(text, verbose=False).input_ids, dtype=torch.int32)
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of token ids."""
+        return "".join(self.pieces[one] for one in ids.tolist())
 
     def encode_marked(self, text: str) -> tuple[Tensor, tuple[int, int]]:
         """Token ids of a text without its braces, and the span of what stands in them."""
@@ -133,6 +137,17 @@ class Material:
         encoded = self.tokenizer(text.replace("{", "").replace("}", ""), return_offsets_mapping=True)
         inside = [at for at, (low, high) in enumerate(encoded.offset_mapping) if high > begin and low < end]
         return torch.tensor(encoded.input_ids, dtype=torch.int32), (inside[0], inside[-1] + 1)
+
+    @cache  # noqa: B019 (one object a run)
+    def spellings(self, text: str) -> list[Tensor]:
+        """The words of a text as they are encoded in other places: behind a space or not, capitalized or not."""
+        words = dict.fromkeys(
+            form
+            for word in re.findall(r"\w+", text)
+            for plain in (word, word.lower(), word.capitalize())
+            for form in (plain, f" {plain}")
+        )
+        return [self.encode(word) for word in words]
 
     @cache  # noqa: B019 (one object a run)
     def book(self) -> Tensor:
@@ -290,8 +305,8 @@ SETS: dict[str, Callable[[Material, int], Iterator[Case]]] = {
     "needle 2k": lambda material, count: needles(material, 2_000, count),
     "needle 8k": lambda material, count: needles(material, 8_000, count),
     "needle 32k": lambda material, count: needles(material, 32_000, count),
-    "needle 128k": lambda material, count: needles(material, 128_000, count // 2),
-    "needle 1M": lambda material, count: needles(material, 1_000_000, count // 4),
+    "needle 128k": lambda material, count: needles(material, 128_000, count // 4),
+    "needle 1M": lambda material, count: needles(material, 1_000_000, count // 8),
     "16 keys 8k": lambda material, count: pairs(material, 16, 8_000, count),
     "64 keys 32k": lambda material, count: pairs(material, 64, 32_000, count),
     "musique": lambda material, count: musique(material, together=False),
@@ -337,8 +352,7 @@ class BM25:
         """The terms of a passage or a question."""
         if not self.by_words:
             return [str(one) for one in ids.tolist()]
-        text = "".join(self.material.pieces[one] for one in ids.tolist())
-        return bm25s.tokenize(text, return_ids=False, show_progress=False)[0]
+        return bm25s.tokenize(self.material.decode(ids), return_ids=False, show_progress=False)[0]
 
     def index(self, text: Tensor) -> None:
         """Index a text; the one before is forgotten."""
@@ -375,23 +389,28 @@ class BM25:
 
 
 class Lexical:
-    """`find_passages`, with settings."""
+    """`find_passages`.
 
-    def __init__(self, material: Material, words: bool = True, **settings: Any) -> None:
-        self.material, self.settings = material, settings
-        self.words = material.words if words else None
+    Attributes:
+        settings: Its arguments beside the text, the query and the budget.
+        by_words: False to match token ids only.
+    """
+
+    def __init__(self, material: Material, by_words: bool = True, **settings: Any) -> None:
+        self.material, self.by_words = material, by_words
+        tables = material.vocabulary
+        self.settings = {"newlines": tables.newlines, "sentences": tables.sentences, **settings}
+        if by_words:
+            self.settings["words"] = tables.words
+
+    def find(self, text: Tensor, query: Tensor, budget: int) -> Passages:
+        """Its passages."""
+        spellings = self.material.spellings(self.material.decode(query)) if self.by_words else ()
+        return find_passages(text, query, budget, spellings=spellings, **self.settings)
 
     def __call__(self, case: Case, budget: int) -> list[tuple[int, int]]:
-        """Its passages."""
-        found = find_passages(
-            case.text,
-            case.query,
-            budget,
-            newlines=self.material.newlines,
-            sentences=self.material.sentences,
-            words=self.words,
-            **self.settings,
-        )
+        """Its passages as runs."""
+        found = self.find(case.text, case.query, budget)
         return list(zip(found.starts.tolist(), found.ends.tolist(), strict=True))
 
 
@@ -409,11 +428,10 @@ class Random:
 
 METHODS: dict[str, Callable[[Material], Callable[[Case, int], list[tuple[int, int]]]]] = {
     "lexical": lambda material: Lexical(material),
-    "lexical 1": lambda material: Lexical(material, pieces=1),
-    "lexical 2": lambda material: Lexical(material, pieces=2),
-    "lexical 4": lambda material: Lexical(material, pieces=4),
-    "lexical, ids": lambda material: Lexical(material, words=False),
     "lexical, no threshold": lambda material: Lexical(material, threshold=0),
+    "lexical, 1 piece": lambda material: Lexical(material, threshold=0, pieces=1),
+    "lexical, 2 pieces": lambda material: Lexical(material, threshold=0, pieces=2),
+    "lexical, token ids": lambda material: Lexical(material, threshold=0, by_words=False),
     "bm25 ids 32": lambda material: BM25(material, 32),
     "bm25 ids 64": lambda material: BM25(material, 64),
     "bm25 ids 128": lambda material: BM25(material, 128),
@@ -424,6 +442,62 @@ METHODS: dict[str, Callable[[Material], Callable[[Case, int], list[tuple[int, in
     "bm25 words 64/32": lambda material: BM25(material, 64, 32, by_words=True),
     "random": lambda material: Random(),
 }
+"""A number is the tokens of a passage, cut at lines; two are the tokens, and the steps they are cut in."""
+
+LONG = 100_000
+ON_LONG_TEXTS = ("lexical", "lexical, no threshold", "bm25 words 64", "bm25 ids 64", "random")
+"""What is run on texts above so many tokens: making an index of a million takes BM25 many seconds."""
+
+COMPARED = "lexical, no threshold"
+"""The method that is compared with every other: those have no threshold either."""
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one less the other, and its 95% interval by paired bootstrap."""
+    pairs = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
+    draws = torch.randint(len(pairs), (2_000, len(pairs)), generator=torch.Generator().manual_seed(0))
+    low, high = torch.quantile(pairs[draws].mean(dim=1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(pairs.mean()), low, high
+
+
+def recall_rates(material: Material, count: int) -> dict[str, float]:
+    """How often something is recalled for what the text does not answer, by kind of query and length of text."""
+    draw = random.Random(0)
+    method = Lexical(material)
+    rates: dict[str, float] = {}
+    book = material.book()
+    for tokens in (2_000, 8_000, 32_000, 128_000):
+        relevant: dict[str, list[bool]] = {}
+        for number in range(count):
+            start = draw.randrange(len(book) - tokens - 64)
+            # Half a million tokens on are other books.
+            elsewhere = (start + 500_000) % (len(book) - 64)
+            text = book[start : start + tokens]
+            for kind, query in (
+                ("the next 64 tokens", book[start + tokens : start + tokens + 64]),
+                ("64 tokens of another book", book[elsewhere : elsewhere + 64]),
+                ("a question about something else", material.encode(ABSENT[number % len(ABSENT)])),
+            ):
+                relevant.setdefault(kind, []).append(method.find(text, query, 256).relevant)
+        rates |= {f"{kind}, {tokens} tokens": sum(values) / len(values) for kind, values in relevant.items()}
+    return rates
+
+
+def milliseconds(material: Material) -> dict[str, float]:
+    """Processor time of one search in a million tokens, by tokens of the query; the median of nine."""
+    method = Lexical(material)
+    text = material.book()[:1_000_000]
+    times: dict[str, float] = {}
+    for length in (8, 32, 64, 128, 256):
+        query = text[5_000 : 5_000 + length]
+        method.find(text, query, 256)
+        taken = []
+        for _ in range(9):
+            start = time.thread_time()
+            method.find(text, query, 256)
+            taken.append(1_000 * (time.thread_time() - start))
+        times[str(length)] = round(statistics.median(taken), 1)
+    return times
 
 
 @dataclass
@@ -435,37 +509,56 @@ class Options:
     half: Literal["tune", "test"] = "test"
     """Half of every set."""
     sets: str = ""
-    """Sets whose names begin with one of these, by commas; all by default."""
+    """Sets whose names begin with one of these, separated by commas; all by default."""
     methods: str = "lexical,bm25,random"
     """Methods whose names begin with one of these."""
     budgets: str = "128,256,512"
     """Tokens to find."""
     count: int = 96
-    """Questions of each set that is made up; half and a quarter of it at 128k and 1M tokens."""
+    """Questions of each set that is made up; a quarter and an eighth of it at 128k and 1M tokens."""
     model_name: str = "smollm2-135m"
     """Tokenizer."""
-    output: str = "passages.json"
-    """File in benchmarks/results."""
 
 
 def main(options: Options) -> None:
     """Measure, print a table, write the numbers."""
+    torch.set_num_threads(1)
     material = Material(options.data, load_tokenizer(options.model_name), options.half)
     budgets = parse_counts(options.budgets)
     methods = {
         name: make(material) for name, make in METHODS.items() if name.startswith(tuple(options.methods.split(",")))
     }
-    scores: dict[str, dict[str, dict[int, list[float]]]] = {}
+    results: dict[str, Any] = {"half": options.half, "budgets": budgets, "milliseconds": milliseconds(material)}
+    results["recalled without an answer"] = recall_rates(material, options.count)
+    results["sets"] = {}
     for title, make in SETS.items():
         if not title.startswith(tuple(options.sets.split(","))):
             continue
-        found = scores[title] = {name: {budget: [] for budget in budgets} for name in methods}
-        for case in make(material, options.count):
-            for name, method in methods.items():
-                for budget in budgets:
-                    found[name][budget].append(case.found_by(method(case, budget), budget))
-        for name in methods:
-            print(title, name, *(f"{sum(v) / len(v):.3f}" for v in found[name].values()), sep="\t", flush=True)
+        cases = list(make(material, options.count))
+        few = title.startswith("needle") and len(cases[0].text) > LONG
+        used = {name: method for name, method in methods.items() if not few or name in ON_LONG_TEXTS}
+        found: dict[str, list[list[float]]] = {name: [[] for _ in budgets] for name in used}
+        for case in tqdm(cases, desc=title, disable=None):
+            for name, method in used.items():
+                for values, budget in zip(found[name], budgets, strict=True):
+                    values.append(case.found_by(method(case, budget), budget))
+        rows: dict[str, Any] = {}
+        for name, columns in found.items():
+            rows[name] = {"found": [round(statistics.mean(values), 3) for values in columns]}
+            if COMPARED in found and name != COMPARED:
+                pairs = zip(found[COMPARED], columns, strict=True)
+                rows[name]["lexical is better by"] = [
+                    [round(value, 3) for value in difference(one, other)] for one, other in pairs
+                ]
+        results["sets"][title] = {"n": len(cases), "methods": rows}
+        table = [
+            {"method": name, **{str(budget): value for budget, value in zip(budgets, row["found"], strict=True)}}
+            for name, row in rows.items()
+        ]
+        columns = {"method": f"{title}, n = {len(cases)}", **{str(budget): str(budget) for budget in budgets}}
+        sys.stdout.write(f"{format_table(table, columns)}\n\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"written to {write('passages', results)}\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ PHRASE_WEIGHTS = (1.0, 0.5, 0.25)
 """Weight of a phrase of one, two and three tokens; a longer one counts on top of the shorter ones in it."""
 
 RARITY_WINDOW = 64
-"""Tokens per document for inverse document frequencies: a phrase found this often has no weight."""
+"""Tokens per document, for inverse document frequencies; a phrase of one in every document has no weight."""
 
 SATURATION = 0.4
 """Weight of a phrase's second occurrence in a passage; further ones have none."""
@@ -33,8 +34,17 @@ LENGTH_NORMALIZATION = 0.25
 LEAD = 0.25
 """Share of a passage's spare tokens that may precede its first hit; answers follow more often than they lead."""
 
+FRAGMENT_WEIGHT = 0.3
+"""Weight of a token that is a part of a word of the query, alone."""
+
+QUERY_LENGTHS = 2
+"""Least tokens of a passage per token of the query: a long question shares words with more than one line."""
+
+LONGEST_QUERY = 512
+"""A query is cut to its last so many tokens."""
+
 MOST_HITS = 4096
-"""Matches of phrases of one length that are always looked at; in long texts one for every 16 tokens."""
+"""Most matches of phrases of one length that are scored, rarest phrases first; at least one in 32 tokens of text."""
 
 STEPS = 1024
 """Weights are whole multiples of 1 / STEPS nats, so sums are exact in any order and equal passages tie."""
@@ -42,7 +52,7 @@ STEPS = 1024
 ABSENT_WORDS = 1.0
 """Least weight that a query is taken to have, in words that the text does not hold."""
 
-THRESHOLD = 0.3
+THRESHOLD = 0.4
 """Least share of the query's weight that the best passage must have."""
 
 FUNCTION_WORDS = frozenset(
@@ -51,7 +61,7 @@ FUNCTION_WORDS = frozenset(
     "tell than that the their them then there these they this to us was we were what when where which who whom whose "
     "why will with would you your".split()
 )
-"""English words that say nothing of what a question is about."""
+"""English words that do not tell what a question is about."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Vocabulary:
             bare = word.strip(string.punctuation + string.whitespace)
             identity = ids.setdefault(word, number)
             words.append(-1 - identity if not bare or bare in ignored else identity)
-        ends = [piece.rstrip(" \"')]*_\u201d\u2019") for piece in pieces]
+        ends = [piece.rstrip(string.whitespace + "\"')]*_\u201d\u2019") for piece in pieces]
         return cls(
             torch.tensor(["\n" in piece for piece in pieces], dtype=torch.bool),
             torch.tensor([end.endswith((".", "!", "?", "\u3002")) for end in ends], dtype=torch.bool),
@@ -152,7 +162,7 @@ def find_passages(
 
     Args:
         text: Remembered token ids, oldest first, (T,), any integer dtype, on the CPU.
-        query: Token ids of the question, (J,).
+        query: Token ids of the question, (J,); of a longer one than `LONGEST_QUERY` its end.
         budget: Most tokens of all passages together.
         newlines: True for tokens that end a line, (V,) bool; passages begin and end with a line that fits the budget.
         sentences: True for tokens that end a sentence, (V,) bool; they divide lines that are longer than the budget.
@@ -175,16 +185,19 @@ def find_passages(
         raise ValueError(f"budget and pieces must be at least 1, got {budget} and {pieces}")
     if not len(text) or not len(query):
         return _passages([], 0.0)
-    text = text.int()
-    size = max(budget // pieces, 1)
+    text, query = text.int(), query[-LONGEST_QUERY:]
+    size = min(max(budget // pieces, QUERY_LENGTHS * len(query), 1), budget)
     edges, lines = divide(text, budget, max(size // 4, 1), newlines, sentences)
     starts = edges[:-1]
+    units = torch.zeros(len(text) + 1, dtype=torch.int32)
+    units[edges[1:]] = 1
+    units = units.cumsum(0, dtype=torch.int32)
     # A passage from each unit of the text on: to the end of its line, or the units that fit in its size; one at least.
-    longest = torch.maximum(torch.minimum(lines, starts + budget), starts + size)
-    reach = torch.maximum(torch.searchsorted(edges, longest, right=True) - 1, torch.arange(1, len(edges)))
+    longest = torch.maximum(torch.minimum(lines, starts + budget), starts + size).clamp(max=len(text))
+    reach = torch.maximum(units[longest], torch.arange(1, len(edges)))
     ends = edges[reach]
     hits = shared_phrases(text, query.int(), words, spellings)
-    shared = score(hits, edges, reach)
+    shared = score(hits, units, reach)
     coverage = min(int(shared.max()) / max(hits.total, _weight_of_absent(len(text))), 1.0)
     if coverage < threshold:
         return _passages([], coverage)
@@ -229,14 +242,14 @@ def _lead_in(number: int, first: int, size: int, starts: Tensor, shared: Tensor,
 def divide(
     text: Tensor, limit: int, step: int, newlines: Tensor | None, sentences: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Divide a text into lines; those above `limit` tokens into sentences; those above it every `step` tokens.
+    """Divide a text into units: lines; those above `limit` tokens into sentences; those above it every `step` tokens.
 
     Returns:
         Where units begin, and the end of the text, (K + 1,) int64, ascending; and where the line of each unit ends,
-        (K,) int64: that of the text without `newlines`.
+        (K,) int64: where the unit ends without `newlines`.
     """
-    tokens = len(text)
-    lines = edges = torch.tensor([0, tokens])
+    edges = torch.tensor([0, len(text)])
+    lines = edges[1:]
     tables = [(kind, table) for kind, table in ((2, newlines), (1, sentences)) if table is not None]
     if tables:
         kinds = torch.zeros(len(tables[0][1]), dtype=torch.int8)
@@ -245,16 +258,24 @@ def divide(
         told = kinds.index_select(0, text[:-1])
         places = told.nonzero()[:, 0]
         line = told[places] == 2
-        lines = torch.cat([edges[:1], places[line] + 1, edges[1:]])
-        number = torch.searchsorted(lines, places + 1)
-        long = lines[number] - lines[(number - 1).clamp(min=0)] > limit
-        edges = torch.cat([edges[:1], places[line | long] + 1, edges[1:]])
+        bounds = torch.cat([edges[:1], places[line] + 1, edges[1:]])
+        number = line.cumsum(0)
+        kept = line | (bounds[number + 1] - bounds[number] > limit)
+        edges = torch.cat([edges[:1], places[kept] + 1, edges[1:]])
+        lines = bounds[torch.cat([number.new_zeros(1), number[kept]]) + 1]
+    if newlines is None:
+        lines = edges[1:]
     gaps = edges.diff()
     cuts = torch.where(gaps > limit, (gaps - 1).div(step, rounding_mode="floor"), 0)
     if int(cuts.sum()):
         index = torch.arange(int(cuts.sum())) - (cuts.cumsum(0) - cuts).repeat_interleave(cuts)
-        edges = torch.cat([edges, edges[:-1].repeat_interleave(cuts) + step * (index + 1)]).sort()[0]
-    return edges, lines[torch.searchsorted(lines, edges[:-1], right=True)]
+        starts = torch.cat([edges[:-1], edges[:-1].repeat_interleave(cuts) + step * (index + 1)])
+        lines = torch.cat([lines, lines.repeat_interleave(cuts)])
+        starts, order = starts.sort()
+        edges, lines = torch.cat([starts, edges[-1:]]), lines[order]
+        if newlines is None:
+            lines = edges[1:]
+    return edges, lines
 
 
 def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spellings: Sequence[Tensor] = ()) -> Hits:
@@ -271,60 +292,65 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
     table = torch.arange(largest, dtype=torch.int32) if words is None else words.int()
     lowest = int(table.min())
     distinct, asked = table.index_select(0, spelled).unique(return_inverse=True)
-    # Number each distinct word of the query from 1; 0 is any other word.
-    table = _numbering(distinct - lowest, int(table.max()) - lowest + 1).index_select(0, table - lowest)
-    told = table.index_select(0, text)
     asked = asked + 1
-    single_asked, single_told, base = asked, told, len(distinct) + 1
-    # A piece of a word says little alone, unless it is the whole word.
-    alone = torch.zeros(base, dtype=torch.bool)
-    alone[asked[: len(query)]] = True
-    alone[[int(table[one[0]]) for one in spellings if len(one) == 1]] = True
-    alone[1:] &= distinct >= 0
+    # Number each distinct word of the query from 1; 0 is any other word.
+    numbers = _numbering(distinct - lowest, int(table.max()) - lowest + 1).index_select(0, table - lowest)
+    word_of_token = numbers.index_select(0, text)
+    word_asked, words_asked = asked, len(distinct) + 1
+    whole = _whole_words(len(query), spellings)
 
-    places = torch.arange(0)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-    total, count = 0, len(distinct)
-    for length, share in enumerate(PHRASE_WEIGHTS, start=1):
-        if length > min(len(spelled), len(text)):
-            break
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    told, places, count, total = word_of_token, torch.arange(0), len(distinct), 0
+    for length in range(1, min(len(PHRASE_WEIGHTS), len(spelled), len(text)) + 1):
         if length > 1:
             # A phrase is the phrase without its last token, and the last token: a pair of numbers, numbered again.
-            pairs, asked = (asked[:-1] * base + single_asked[length - 1 :]).unique(return_inverse=True)
+            pairs, asked = (asked[:-1] * words_asked + word_asked[length - 1 :]).unique(return_inverse=True)
             asked = asked + 1
+            table = _numbering(pairs, (count + 1) * words_asked)
+            count = len(pairs)
             if length == 2:
-                keys = told[:-1].int() * base + told[1:]
+                told = table.index_select(0, told[:-1].int() * words_asked + told[1:])
+                places = told.nonzero()[:, 0]
+                told = told[places]
             else:
                 inside = places <= len(text) - length
-                places, told = places[inside], told[inside]
-                keys = told.int() * base + single_told[places + length - 1]
-            told = _numbering(pairs, (count + 1) * base).index_select(0, keys)
-            count = len(pairs)
-        times = torch.bincount(told, minlength=count + 1)
-        weights = (share * STEPS * _rarity(times, len(text))).round().int()
+                places = places[inside]
+                told = table.index_select(0, told[inside].int() * words_asked + word_of_token[places + length - 1])
+                places, told = places[told > 0], told[told > 0]
+        shares = torch.full((count + 1,), PHRASE_WEIGHTS[length - 1])
         if length == 1:
-            weights[~alone] = 0
+            for begin, spelling in zip(_offsets(len(query), spellings), spellings, strict=False):
+                if len(spelling) > 1:
+                    shares[asked[begin : begin + len(spelling)]] = FRAGMENT_WEIGHT
+        shares[asked[whole[length - 1]]] = PHRASE_WEIGHTS[0]
+        if length == 1:
+            shares[1:][distinct < 0] = 0
+        times = torch.bincount(told, minlength=count + 1)
+        weights = (shares * STEPS * _rarity(times, len(text))).round().int()
+        weights[0] = 0
+        if length == 1:
             total = int(weights[asked[: len(query)].unique()].sum())
         # The most frequent phrases are worth least and cost most: leave out those beyond a number of matches.
         order = weights.argsort(descending=True)
-        weights[order[times[order].cumsum(0) > max(MOST_HITS, len(text) // 16)]] = 0
-        weights[0] = 0
-        if length <= 2:
-            # The longer phrases begin with any of these; of single words only those that count are looked at again.
-            seen = (weights > 0).index_select(0, told.int()) if length == 1 else told > 0
-            places = seen.nonzero()[:, 0]
-        else:
-            places = places[told > 0]
-            told = told[told > 0]
-        phrases = told[places] if length <= 2 else told
-        counted = weights.index_select(0, phrases.int()) > 0
-        begins, kinds = places[counted], phrases[counted]
-        parts.append((begins, begins + length, weights[kinds.long()], *_previous(begins, kinds)))
-        if length == 2:
-            told = phrases
-    begins, ends, weights, previous, before = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        matches = (times * (weights > 0))[order].cumsum(0)
+        weights[order[matches > max(MOST_HITS, len(text) // 32)]] = 0
+        counted = (weights > 0).index_select(0, told.int()).nonzero()[:, 0]
+        begins, phrases = counted if length == 1 else places[counted], told[counted]
+        found.append((begins, begins + length, weights[phrases.long()], *_previous(begins, phrases)))
+    begins, ends, weights, previous, before = (torch.cat(columns) for columns in zip(*found, strict=True))
     order = begins.argsort(stable=True)
     return Hits(begins[order], ends[order], weights[order], previous[order], before[order], total)
+
+
+def _offsets(first: int, spellings: Sequence[Tensor]) -> list[int]:
+    """Where each spelling begins if they stand one after another from `first` on."""
+    return list(accumulate((len(one) for one in spellings), initial=first))
+
+
+def _whole_words(first: int, spellings: Sequence[Tensor]) -> list[list[int]]:
+    """Where the spellings of one, two, three tokens begin."""
+    places = list(zip(_offsets(first, spellings), spellings, strict=False))
+    return [[begin for begin, one in places if len(one) == length + 1] for length in range(len(PHRASE_WEIGHTS))]
 
 
 def _numbering(keys: Tensor, size: int) -> Tensor:
@@ -357,32 +383,29 @@ def _previous(places: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
     return result[0], result[1]
 
 
-def score(hits: Hits, edges: Tensor, reach: Tensor) -> Tensor:
+def score(hits: Hits, units: Tensor, reach: Tensor) -> Tensor:
     """Weight of the phrases that passages share with a query, before length normalization.
 
     Args:
         hits: Of the query.
-        edges: Where the units of the text begin, and its end, (K + 1,) int64.
-        reach: One past the last unit of the passage that begins with each, ascending, (K,) int64.
+        units: Number of the unit that each token is in, and the number of units, (T + 1,) int32.
+        reach: One past the last unit of the passage that begins with each unit, ascending, (K,) int64.
 
     Returns:
         (K,) int32, in 1 / STEPS nats.
     """
-    # Passages are numbered as the units they begin with; -1 is before the text.
-    units = torch.zeros(int(edges[-1]) + 1, dtype=torch.int32)
-    units[edges[1:-1] + 1] = 1
-    units[0] = -1
-    units[1] = 1
-    units = units.cumsum(0, dtype=torch.int32)
-    earliest = torch.searchsorted(reach, torch.arange(1, len(edges)), out_int32=True)
-    whole = earliest.index_select(0, units.index_select(0, hits.ends))
-    # A hit counts for the passages that hold it whole, in full for those that begin behind the hit of its phrase
+    # How many passages end before each unit does: the first passages that hold it whole.
+    earliest = torch.bincount(reach, minlength=len(reach) + 1).cumsum(0)
+    whole = earliest[units[hits.ends - 1]]
+    last, second, third = (
+        torch.where(at < 0, 0, units[at.clamp(min=0)] + 1).long() for at in (hits.begins, hits.previous, hits.before)
+    )
+    # A hit counts for the passages that hold it whole: in full for those that begin behind the hit of its phrase
     # before it, and less for those that hold that one too but not the one before.
-    changes = torch.zeros(len(edges), dtype=torch.int32)
+    changes = torch.zeros(len(reach) + 1, dtype=torch.int32)
     repeated = (SATURATION * hits.weights).round().int()
-    last, second, third = (1 + units.index_select(0, at + 1) for at in (hits.begins, hits.previous, hits.before))
     for low, high, weights in ((second, last, hits.weights), (third, second, repeated)):
         low = torch.maximum(low, whole)
         counted = weights * (low < high)
-        changes.scatter_add_(0, low.long(), counted).scatter_add_(0, high.long(), -counted)
+        changes.scatter_add_(0, low, counted).scatter_add_(0, high, -counted)
     return changes.cumsum(0, dtype=torch.int32)[:-1]
