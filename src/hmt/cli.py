@@ -14,10 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
+from hmt.files import read_yaml
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.published import PublishedOptions
 
@@ -152,7 +151,7 @@ def _as_flags(settings: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | dict):
-            raise ValueError(f"{name} must be a single value, got {value}")
+            raise ValueError(f"{name} must be a single value, got a {type(value).__name__}")
         elif value is not None:
             flags += [f"--{name}", str(value)]
     return flags
@@ -199,10 +198,7 @@ def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str | None]:
 
 
 def _read_yaml(kind: type, path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {_one_line(str(error))}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold one setting a line, as in segment_length: 256")
     known = {field.name for field in fields(kind)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
@@ -18,7 +19,7 @@ from hmt.options import GenerateOptions
 from hmt.report.recollection import describe_recall, recalled_segments
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate
-from hmt.text.documents import Document, read_text
+from hmt.text.documents import Document
 
 logger = logging.getLogger(__name__)
 

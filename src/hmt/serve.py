@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.loading import load
 from hmt.options import API_KEY, ServeOptions
@@ -54,7 +55,7 @@ def run(options: ServeOptions) -> tuple[dict[str, Any], str]:
 def _api_key(options: ServeOptions) -> str | None:
     """The key that clients must send."""
     if options.api_key_file is not None:
-        key = options.api_key_file.read_text().strip()
+        key = read_text(options.api_key_file).strip()
     else:
         key = os.environ.get(API_KEY, "").strip()
     if not options.require_key:
