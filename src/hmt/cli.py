@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -58,11 +60,11 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 0 on success, 2 on a user's mistake, 3 when training stopped at a loss that is not finite,
         130 when interrupted.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(_overview())
-        return OK
-    verb, *rest = arguments
+    verb, *rest = arguments or ["--help"]
     try:
+        if verb in ("-h", "--help"):
+            sys.stdout.write(_overview())
+            return OK
         if verb not in VERBS and verb not in HIDDEN:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = parse(verb, rest)
@@ -83,7 +85,8 @@ def run(arguments: Sequence[str]) -> int:
     except FloatingPointError as error:
         return _fail(verb, error, NOT_FINITE)
     except KeyboardInterrupt:
-        return _fail(verb, "interrupted", INTERRUPTED)
+        with _uninterrupted():
+            return _fail(verb, "interrupted", INTERRUPTED)
     return OK
 
 
@@ -228,6 +231,19 @@ def _quieten(loads_model: bool) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """While this lasts, further interrupts are ignored: impatient users press Ctrl-C several times."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(verb: str, error: BaseException | str, status: int) -> int:

@@ -1,0 +1,44 @@
+"""The command as a process: how its threads wait, how it is interrupted, what a terminal is shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SHOWN = """
+import os, sys, hmt_cli, hmt.cli
+hmt.cli.run = lambda _: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+hmt_cli.main()
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    run = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == [expected, "False"], run.stderr
+
+
+def test_python_m_hmt_does_not_import_torch_first() -> None:
+    run = subprocess.run([sys.executable, "-X", "importtime", "-m", "hmt", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "usage: hmt" in run.stdout
+    assert not any(line.rpartition("|")[2].strip() == "torch" for line in run.stderr.splitlines())
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5])
+def test_interrupts_at_the_start_are_one_line(delay: float, tmp_path: Path, backbone_dir: Path) -> None:
+    command = [sys.executable, "-m", "hmt", "generate", "--prompt", "x" * 2000, "--model_name", str(backbone_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        time.sleep(delay)
+        for _ in range(3):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, complaint = run.communicate()
+    assert (run.returncode, complaint.count("\n")) == (130, 1), complaint
