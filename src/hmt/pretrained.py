@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hmt.atomic import recover_directory
 from hmt.builtin import BUILT_INS, converted, dequantized
 from hmt.config import MEMORY_FIELDS
 from hmt.files import read_settings
@@ -161,8 +162,11 @@ def locate(name: str, what: str) -> Location:
         OSError: If the name is none of a directory, a built-in, a cached hub id, or a hub id with a hub at hand.
     """
     name = mapped(name)
-    if Path(name).expanduser().is_dir():
-        return Location(str(Path(name).expanduser()), local=True)
+    place = Path(name).expanduser()
+    if not place.is_dir() and place.parent.is_dir():
+        recover_directory(place)
+    if place.is_dir():
+        return Location(str(place), local=True)
     built_in = BUILT_INS.get(name)
     if built_in and (gguf := built_in.gguf_path()):
         return Location(name, local=True, gguf=gguf)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from hmt import HMTForCausalLM
-from hmt.atomic import recover_directory
 from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training import progress
@@ -160,16 +159,6 @@ def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None
         progress.load(options.save_ckpt)
 
 
-def test_a_writer_killed_between_two_renames_lost_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".ckpt.999999997.old").mkdir()
-    (tmp_path / ".ckpt.999999997.old" / "config.json").write_text("{}")
-    recover_directory(tmp_path / "ckpt")
-    assert (tmp_path / "ckpt" / "config.json").exists()
-    (tmp_path / ".ckpt.999999998.old").mkdir()
-    recover_directory(tmp_path / "ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
-
-
 def test_a_signal_after_the_last_step_loses_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,10 +203,3 @@ def test_a_run_that_has_ended_by_patience_has_ended(base: Path, tmp_path: Path) 
     saved = progress.load(options.save_ckpt)
     again = Training(HMTForCausalLM.from_pretrained(options.save_ckpt), options, saved=saved).run(TEXT, TEXT)
     assert again["steps"] == first["steps"]
-
-
-def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("ckpt", "ckpt.v2", ".ckpt.999999999", ".ckpt.999999998.old", ".ckpt.v2.999999999.old"):
-        (tmp_path / name).mkdir()
-    recover_directory(tmp_path / "ckpt")
-    assert {path.name for path in tmp_path.iterdir()} == {"ckpt", "ckpt.v2", ".ckpt.v2.999999999.old"}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hmt.atomic import atomic_directory, atomic_file
+from hmt.atomic import atomic_directory, atomic_file, open_log
 from hmt.metrics.environment import environment
 from hmt.model.hmt import HMTForCausalLM
 from hmt.options import TrainOptions
@@ -214,7 +215,7 @@ class Record:
         if not self._writes:
             return
         try:
-            with (self._path / "metrics.jsonl").open("a") as file:
+            with os.fdopen(open_log(self._path / "metrics.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             self._writes = False
