@@ -7,13 +7,13 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmt.atomic import recover_directory
 from hmt.builtin import BUILT_INS, converted, dequantized
-from hmt.config import MEMORY_FIELDS
+from hmt.config import MEMORY_FIELDS, MemoryConfig
 from hmt.files import read_settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load_backbone(
         )
     except ValueError as error:
         raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
-    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+    except unfit_errors(SafetensorError, RuntimeError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
@@ -102,7 +102,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
         )
-    except (ValueError, KeyError, OSError) as error:
+    except unfit_errors(ValueError, RuntimeError, OSError) as error:
         reason = code_remedy(error) or hub_remedy(error) or first_line(error)
         raise OSError(f"no tokenizer at {name}: {reason}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
@@ -193,7 +193,24 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
     values = _read_settings(name, "config.json")
     if values is None:
         raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
+    if values.get("model_type") == "hmt":
+        _check_config(name, values)
     return values
+
+
+def _check_config(name: str, values: dict[str, Any]) -> None:
+    """Complain of values of a checkpoint's configuration that are of a wrong kind."""
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(MemoryConfig)}
+    kinds |= {"backbone_config": dict, "backbone_source": str, "bos_marks_turns": bool}
+    for field, kind in kinds.items():
+        value = values.get(field, kind())
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(
+                f"{name} is damaged: {field} in its config.json must be {kind.__name__}, got {value!r:.80}"
+            )
+    if not isinstance(values.get("backbone_config", {}).get("model_type"), str):
+        raise ValueError(f"{name} is damaged: backbone_config in its config.json names no model_type")
 
 
 def _read_settings(name: str, file: str) -> dict[str, Any] | None:
@@ -221,6 +238,7 @@ def checkpoint_settings(name: str) -> dict[str, Any]:
         ValueError: If one of its files is damaged.
     """
     config = read_checkpoint_config(name)
+    _read_settings(name, "generation_config.json")  # a damaged one is passed over where it is used
     settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
     backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
     if config.get("backbone_source"):
@@ -338,6 +356,13 @@ def hub_remedy(error: BaseException | None) -> str:
             )
         error = error.__cause__ or error.__context__
     return ""
+
+
+def unfit_errors(*besides: type[Exception]) -> tuple[type[Exception], ...]:
+    """What transformers raises, besides its own complaints, where a file holds values of another kind or size."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (*besides, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, StrictDataclassError)
 
 
 def first_line(error: BaseException) -> str:
