@@ -106,11 +106,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_directory(path: Path) -> Iterator[None]:
+def locked_directory(path: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing a directory. The system releases the lock of a process that ends.
 
+    Args:
+        path: The directory, which need not be there.
+        wait: Wait for another process that writes it.
+
     Raises:
-        OSError: If another process writes it.
+        OSError: If another process writes it and is not waited for.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +128,7 @@ def locked_directory(path: Path) -> Iterator[None]:
                 del _locked[path]
         return
     lock = path.with_name(f".{path.name}.lock")
-    descriptor = _take_lock(lock)
+    descriptor = _take_lock(lock, wait)
     if descriptor is None:
         raise OSError(f"{path} is being written by another process; wait for it, or name another directory")
     _locked[path] = 1
@@ -136,12 +140,12 @@ def locked_directory(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_lock(lock: Path) -> int | None:
+def _take_lock(lock: Path, wait: bool) -> int | None:
     """A descriptor of the locked file; None where another process has it."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BlockingIOError:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmt.atomic import atomic_directory
+from hmt.atomic import atomic_directory, locked_directory
+from hmt.files import read_settings
 
 logger = logging.getLogger(__name__)
+
+CONTENTS = "contents.json"
+"""File of a converted model with the marks of all others."""
+
+DIGESTED_BYTES = 1 << 24
+"""Larger files, the weights, are known by their size alone: models start in seconds."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,44 @@ def cache_dir() -> Path:
 
 
 def converted(name: str, gguf: Path) -> Path:
-    """Directory with the built-in model as safetensors, made on first use."""
+    """Directory with the built-in model as safetensors, made on first use, and again where it is damaged.
+
+    Raises:
+        OSError: If it cannot be kept; names HMT_CACHE.
+    """
     target = cache_dir() / f"{name}-{gguf.stat().st_size}"
-    if target.is_dir():
+    if is_whole(target):
         return target
-    logger.info("converting %s once, to %s", gguf.name, target)
+    try:
+        with locked_directory(target, wait=True):
+            if not is_whole(target):  # another process may have made it meanwhile
+                logger.info("converting %s once, to %s", gguf.name, target)
+                shutil.rmtree(target, ignore_errors=True)
+                with atomic_directory(target) as unfinished:
+                    _convert(name, gguf, unfinished)
+                    files = {file.name: _mark_of(file) for file in unfinished.iterdir()}
+                    (unfinished / CONTENTS).write_text(json.dumps(files, indent=1) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot keep converted weights in {target.parent}: {error}; set HMT_CACHE") from error
+    return target
+
+
+def is_whole(folder: Path) -> bool:
+    """True for a directory of `converted` whose files are all as they were written."""
+    try:
+        files = read_settings(folder / CONTENTS)
+        return bool(files) and all(_mark_of(folder / name) == mark for name, mark in files.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _mark_of(file: Path) -> str:
+    """Size of a file, and its digest unless that takes long."""
+    size = file.stat().st_size
+    return f"{size} {hashlib.sha256(file.read_bytes()).hexdigest()}" if size <= DIGESTED_BYTES else str(size)
+
+
+def _convert(name: str, gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -60,13 +103,8 @@ def converted(name: str, gguf: Path) -> Path:
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model.config.name_or_path = BUILT_INS[name].hub_id
-    try:
-        with atomic_directory(target) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-    except OSError as error:
-        raise OSError(f"cannot keep converted weights in {target.parent}: {error}; set HMT_CACHE") from error
-    return target
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def dequantized() -> dict[str, Any]:

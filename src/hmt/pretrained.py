@@ -66,6 +66,7 @@ def load_backbone(
     from transformers import AutoModelForCausalLM
 
     location = locate(name, "model")
+    place = location.ready()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if dtype is not None:
         options["dtype"] = dtype
@@ -73,7 +74,7 @@ def load_backbone(
         options |= {"gguf_file": gguf_file} | dequantized()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
+            place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
         )
     except ValueError as error:
         raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
@@ -97,10 +98,11 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     location = locate(name, "tokenizer")
+    place = location.ready()
     options = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
+            place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options
         )
     except unfit_errors(ValueError, RuntimeError, OSError) as error:
         reason = code_remedy(error) or hub_remedy(error) or first_line(error)
