@@ -21,6 +21,7 @@ from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line
 from hmt.report.recollection import describe_recall, recalled_segments
+from hmt.terminal import escaped
 
 HELP = """/save FILE    write the memory of this conversation to a file
 /load FILE    begin a new conversation on top of a memory file
@@ -167,5 +168,5 @@ def _lines() -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{escaped(text)}\n")
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from hmt.atomic import atomic_file, check_output_directory, check_output_file
 from hmt.files import read_yaml
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.published import PublishedOptions
+from hmt.terminal import EscapingFormatter, escaped
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
         if text:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{escaped(text)}\n")
             sys.stdout.flush()
     except BrokenPipeError:
         return OK  # whoever read the output has seen enough
@@ -220,7 +221,11 @@ def _quieten(loads_model: bool) -> None:
     """Keep the terminal for this program's own lines; transformers is imported for it only where it is needed."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(EscapingFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.raiseExceptions = False  # a log on a full disk is no reason for pages of complaint
     for noisy in ("httpx", "httpx2", "urllib3", "matplotlib", "datasets", "PIL", "lm_eval", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # DeepSpeed, where it is installed, warns on standard output that there is no GPU, and sets its own level.
@@ -247,7 +252,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _fail(verb: str, error: BaseException | str, status: int) -> int:
-    sys.stderr.write(f"hmt {verb}: {_one_line(str(error))}\n")
+    sys.stderr.write(f"hmt {verb}: {escaped(_one_line(str(error)))}\n")
     return status
 
 

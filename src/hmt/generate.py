@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,7 @@ from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
 from hmt.options import GenerateOptions
 from hmt.report.recollection import describe_recall, recalled_segments
+from hmt.terminal import escaped
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate
 from hmt.text.documents import Document
@@ -90,3 +92,7 @@ class TimedStreamer(TextStreamer):
         if not self.next_tokens_are_prompt and not self.first_token:
             self.first_token = time.perf_counter()
         super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write a piece of text; a terminal is shown its control characters escaped."""
+        super().on_finalized_text(escaped(text) if sys.stdout.isatty() else text, stream_end)

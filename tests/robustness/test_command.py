@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from hmt.terminal import CONTROL, EscapingFormatter, escaped
 
 SHOWN = """
 import os, sys, hmt_cli, hmt.cli
@@ -42,3 +46,21 @@ def test_interrupts_at_the_start_are_one_line(delay: float, tmp_path: Path, back
             time.sleep(0.01)
         _, complaint = run.communicate()
     assert (run.returncode, complaint.count("\n")) == (130, 1), complaint
+
+
+def test_a_terminal_is_shown_control_characters_escaped(run_cli: Any, tmp_path: Path) -> None:
+    assert escaped("a\tb\n\x1b[31mc\u202e\x9b") == "a\tb\n\\x1b[31mc\\u202e\\x9b"
+    for name in ("\x1b]0;title\x07", "\x1b[2J", "\r"):
+        status, said, complaint = run_cli("generate", "--prompt", "x", "--model_name", tmp_path / name)
+        assert status == 2
+        assert not CONTROL.search(said + complaint)
+    record = logging.LogRecord("hmt", logging.INFO, "", 0, "read %s", ("\x1b[2J",), None)
+    assert EscapingFormatter("%(message)s").format(record) == "read \\x1b[2J"
+
+
+def test_a_log_on_a_full_disk_is_no_traceback(tmp_path: Path, run_cli: Any, capsys: Any) -> None:
+    run_cli("tasks")  # sets the logging of the command up
+    with open("/dev/full", "w") as full:
+        handler = logging.StreamHandler(full)
+        handler.emit(logging.LogRecord("hmt", logging.INFO, "", 0, "x" * 20_000, (), None))
+    assert "Traceback" not in capsys.readouterr().err
