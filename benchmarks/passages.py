@@ -26,12 +26,14 @@ from typing import Any, Literal
 import bm25s
 import torch
 import tyro
+from environment import write
 from torch import Tensor
 from tqdm import tqdm
 
 from hmt.memory.search import Passages, Vocabulary, find_passages
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
+from hmt.report.table import format_table
 
 NEEDLES = (
     ("The pass key is {48213}. Remember it.", "What is the pass key?"),

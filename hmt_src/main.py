@@ -2,8 +2,7 @@
 
 import sys
 
-import hmt_cli  # noqa: F401  (before the package, so that it does not import torch for --help)
-from hmt.cli import run
+from hmt_cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(["published", *sys.argv[1:]]))
+    main(["published", *sys.argv[1:]])

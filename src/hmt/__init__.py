@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
 
 # Importing the library registers it with transformers' Auto classes. The command line, which answers --help without
 # torch, imports the model when a verb needs it.
-if "hmt_cli" not in sys.modules:
+if "hmt_cli" not in sys.modules and sys.argv[:1] != ["-m"]:  # as it is while `python -m hmt` looks for the package
     import_module("hmt.model.modeling_hmt")

@@ -1,11 +1,18 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all, written by one process at a time.
+
+Files are readable by their user alone: most hold something of the user's text. Checkpoints, which are made to be
+shared, get the permissions that the umask leaves.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,48 +20,173 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # a system without locks of this kind: nothing keeps a second writer away there
+    fcntl = None  # type: ignore[assignment]
+
+PRIVATE = 0o600
+
+DEVICES = (Path("/dev"), Path("/proc"))
+"""Where names stand for devices and open files, which are written to and never replaced."""
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+
+_locked: dict[Path, int] = {}
+"""Directories that this process writes, and how often it has begun to."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`; it takes the place of `path` when the block ends without an error."""
+    """A path to write to beside `path`; it takes the place of `path` when the block ends without an error.
+
+    A device or a pipe is written to itself.
+    """
+    if path.exists() and (not path.is_file() or any(folder in path.absolute().parents for folder in DEVICES)):
+        with _write_errors(path):
+            yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with _write_errors(path):
+            os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
             yield unfinished
+        unfinished.chmod(PRIVATE)  # some libraries put a file of their own there
         _flush(unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+def open_log(path: Path) -> int:
+    """A descriptor to append to a file with, for its user alone.
+
+    Raises:
+        OSError: If it cannot be opened, or is a link: what is behind it may be anything.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, PRIVATE)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{path} is a link, and is not written through") from error
+        raise
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A directory to fill beside `path`; it takes the place of `path` when the block ends without an error.
 
+    The two change places in one step where the system has one (Linux). Elsewhere the old directory stands aside for a
+    moment, from where `recover_directory` takes it if the writer is killed in between.
+
     Raises:
         FileExistsError: If `path` is a file, or a directory that holds something else than a checkpoint.
+        OSError: If another process writes it.
     """
     path = path.resolve()
-    recover_directory(path)
-    check_output_directory(path)
+    with locked_directory(path):
+        recover_directory(path)
+        check_output_directory(path)
+        for left in _left_over(path):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+        unfinished.mkdir()
+        try:
+            with _write_errors(path):
+                yield unfinished
+            for file in unfinished.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            _put_in_place(unfinished, path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def locked_directory(path: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing a directory. The system releases the lock of a process that ends.
+
+    Args:
+        path: The directory, which need not be there.
+        wait: Wait for another process that writes it.
+
+    Raises:
+        OSError: If another process writes it and is not waited for.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    if fcntl is None or path in _locked:
+        _locked[path] = _locked.get(path, 0) + 1
+        try:
+            yield
+        finally:
+            _locked[path] -= 1
+            if not _locked[path]:
+                del _locked[path]
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = _take_lock(lock, wait)
+    if descriptor is None:
+        raise OSError(f"{path} is being written by another process; wait for it, or name another directory")
+    _locked[path] = 1
     try:
-        with _write_errors(path):
-            yield unfinished
-        for file in unfinished.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            path.rename(replaced)
-        unfinished.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        yield
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        del _locked[path]
+        lock.unlink(missing_ok=True)  # before it is released: who waits for it looks whether it is still there
+        os.close(descriptor)
+
+
+def _take_lock(lock: Path, wait: bool) -> int | None:
+    """A descriptor of the locked file; None where another process has it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:  # the one before has just taken it away
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network drives have no locks
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Move a directory to where another one may be, in one step where the system has one."""
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        old = new.with_suffix(".old")
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two directories change places; False where the system or the disk cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    failed = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), str(other))
+    return not failed
 
 
 @contextmanager
@@ -71,20 +203,27 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 def recover_directory(path: Path) -> None:
-    """Bring back the old directory of a writer that was killed before the new one was in its place."""
+    """Bring back the directory of a writer that was killed while it put a new one in its place."""
     path = path.resolve()
-    if not path.parent.is_dir():
+    if path.exists() or not any(left.suffix == ".old" for left in _left_over(path)):
         return
-    left = re.compile(re.escape(f".{path.name}.") + r"(\d+)(\.old)?")
-    with contextlib.suppress(FileNotFoundError):  # another process of the same run was quicker
-        for entry in sorted(path.parent.iterdir()):
-            found = left.fullmatch(entry.name)
-            if found is None or _is_running(int(found[1])):
-                continue
-            if found[2] and not path.exists():
-                entry.rename(path)
-            else:
-                shutil.rmtree(entry, ignore_errors=True)
+    with contextlib.suppress(OSError), locked_directory(path):  # unless the writer is about to end it
+        for left in _left_over(path):
+            if left.suffix == ".old" and not path.exists():
+                left.rename(path)
+
+
+def _left_over(path: Path) -> list[Path]:
+    """Directories beside a path that writers of it made and did not take away."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.(new|old)")
+    return [entry for entry in _entries(path.parent) if pattern.fullmatch(entry.name)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def check_output_directory(path: Path) -> None:
@@ -101,19 +240,6 @@ def check_output_directory(path: Path) -> None:
         raise FileExistsError(
             f"{path} holds other files than a checkpoint, which would be lost; name another directory"
         )
-
-
-def _is_running(process: int) -> bool:
-    """Whether there is such a process, other than this one."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def check_output_file(path: Path) -> None:

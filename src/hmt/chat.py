@@ -21,6 +21,7 @@ from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
+from hmt.terminal import escaped
 from hmt.text.streaming import TerminalStreamer
 
 HELP = """/save FILE    write the memory of this conversation to a file
@@ -169,5 +170,5 @@ def _lines() -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{escaped(text)}\n")
     sys.stdout.flush()

@@ -7,19 +7,21 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
+from hmt.files import read_yaml
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.published import PublishedOptions
+from hmt.terminal import EscapingFormatter, escaped
 
 VERBS: dict[str, tuple[type, str]] = {
     "demo": (options.DemoOptions, "hmt.demo"),
@@ -59,11 +61,11 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 0 on success, 2 on a user's mistake, 3 when training stopped at a loss that is not finite,
         130 when interrupted.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(_overview())
-        return OK
-    verb, *rest = arguments
+    verb, *rest = arguments or ["--help"]
     try:
+        if verb in ("-h", "--help"):
+            sys.stdout.write(_overview())
+            return OK
         if verb not in VERBS and verb not in HIDDEN:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = parse(verb, rest)
@@ -75,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         if getattr(chosen, "json", None) is not None:
             _write_json(chosen.json, figures)
         if text:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{escaped(text)}\n")
             sys.stdout.flush()
     except BrokenPipeError:
         return OK  # whoever read the output has seen enough
@@ -84,7 +86,8 @@ def run(arguments: Sequence[str]) -> int:
     except FloatingPointError as error:
         return _fail(verb, error, NOT_FINITE)
     except KeyboardInterrupt:
-        return _fail(verb, "interrupted", INTERRUPTED)
+        with _uninterrupted():
+            return _fail(verb, "interrupted", INTERRUPTED)
     return OK
 
 
@@ -152,7 +155,7 @@ def _as_flags(settings: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | dict):
-            raise ValueError(f"{name} must be a single value, got {value}")
+            raise ValueError(f"{name} must be a single value, got a {type(value).__name__}")
         elif value is not None:
             flags += [f"--{name}", str(value)]
     return flags
@@ -199,10 +202,7 @@ def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str | None]:
 
 
 def _read_yaml(kind: type, path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {_one_line(str(error))}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold one setting a line, as in segment_length: 256")
     known = {field.name for field in fields(kind)}
@@ -221,7 +221,11 @@ def _quieten(loads_model: bool) -> None:
     """Keep the terminal for this program's own lines; transformers is imported for it only where it is needed."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(EscapingFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.raiseExceptions = False  # a log on a full disk is no reason for pages of complaint
     for noisy in ("httpx", "httpx2", "urllib3", "datasets", "PIL", "lm_eval", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # DeepSpeed, where it is installed, warns on standard output that there is no GPU, and sets its own level.
@@ -234,8 +238,21 @@ def _quieten(loads_model: bool) -> None:
     transformers_logging.disable_progress_bar()
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """While this lasts, further interrupts are ignored: impatient users press Ctrl-C several times."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _fail(verb: str, error: BaseException | str, status: int) -> int:
-    sys.stderr.write(f"hmt {verb}: {_one_line(str(error))}\n")
+    sys.stderr.write(f"hmt {verb}: {escaped(_one_line(str(error)))}\n")
     return status
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
@@ -17,7 +18,7 @@ from hmt.options import GenerateOptions
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate
-from hmt.text.documents import Document, read_text
+from hmt.text.documents import Document
 from hmt.text.special_tokens import beginning_token_ids
 from hmt.text.streaming import TerminalStreamer
 

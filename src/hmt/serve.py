@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.loading import load
 from hmt.options import API_KEY, ServeOptions
@@ -81,7 +82,7 @@ def _keys(options: ServeOptions) -> list[str]:
     """Keys that clients may send; none where none is required."""
     if not options.require_key:
         return []
-    text = os.environ.get(API_KEY, "") if options.api_key_file is None else options.api_key_file.read_text()
+    text = os.environ.get(API_KEY, "") if options.api_key_file is None else read_text(options.api_key_file)
     keys = [line.strip() for line in text.splitlines() if line.strip()]
     if not keys:
         raise ValueError(

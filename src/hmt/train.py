@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt.atomic import recover_directory
+from hmt.atomic import locked_directory, recover_directory
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
@@ -48,8 +50,16 @@ def run(options: TrainOptions, keep: bool = True) -> tuple[dict[str, Any], str]:
 
     Raises:
         ValueError: If the checkpoint to resume is damaged, or was made with other settings.
+        OSError: If another run writes the same checkpoint.
         FloatingPointError: If loss or gradient are not finite.
     """
+    with ExitStack() as stack:
+        if keep and os.environ.get("RANK", "0") == "0":
+            stack.enter_context(locked_directory(options.save_ckpt))
+        return _run(options, keep)
+
+
+def _run(options: TrainOptions, keep: bool) -> tuple[dict[str, Any], str]:
     saved = _resumed(options)
     source = options if saved is None else replace(options, load_from_ckpt=str(options.save_ckpt))
     model, tokenizer = load(source, memory_seed=options.seed)

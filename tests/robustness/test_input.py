@@ -1,7 +1,8 @@
-"""What is read from files: opened once, whatever it is."""
+"""What is read from files: opened once, whatever it is, however it is named, marked or compressed."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 from hmt import MemoryState
+from hmt.files import read_json, read_text, read_yaml
+from hmt.text.tables import table_rows
+from hmt.text.tasks import load_documents
 from hmt.training.testing import _prompt
 
 FLAGS = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
@@ -55,3 +59,72 @@ def test_a_memory_that_is_a_pipe_is_refused(pipe: Any, backbone_dir: Path, run_c
     command = ("generate", "--prompt", "hello", "--model_name", backbone_dir, *FLAGS)
     status, _, complaint = run_cli(*command, "--memory", pipe(b"x" * 100))
     assert (status, complaint.count("\n")) == (2, 1)
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_part_of_any_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for reader, content, expected in (
+        (read_text, b"caf\xc3\xa9\r\n", "café\n"),
+        (read_json, b'{"a": 1}', {"a": 1}),
+        (read_yaml, b"a: 1", {"a": 1}),
+    ):
+        file.write_bytes(MARK + content)
+        assert reader(file) == expected  # type: ignore[operator]
+    for name, content in (("t.jsonl", b'{"a": "1"}\n{"a": "2"}'), ("t.json", b'[{"a": "1"}]'), ("t.csv", b"a\n1")):
+        (tmp_path / name).write_bytes(MARK + content)
+        assert next(table_rows(tmp_path / name)) == (1, {"a": "1"})
+
+
+def test_suffixes_may_be_in_capitals_and_files_compressed(tmp_path: Path) -> None:
+    files = {
+        "train/A.TXT": b"one",
+        "train/b.txt.gz": gzip.compress(MARK + b"two"),
+        "train/c.JSONL.GZ": gzip.compress(b'{"text": "three"}'),
+        "train/d.Txt.gz": b"four, not compressed",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = [document.text for document in load_documents(str(tmp_path), "train")]
+    assert found == ["one", "two", "three", "four, not compressed"]
+    assert load_documents(str(tmp_path / "train" / "b.txt.gz"), "train")[0].text == "two"
+
+
+def test_hidden_files_and_folders_are_no_documents(tmp_path: Path) -> None:
+    for name in ("train/a.txt", "train/._a.txt", "train/.git/b.txt", ".train.txt", ".hidden.train.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{no json")
+    assert [document.name for document in load_documents(str(tmp_path), "train")] == ["train/a.txt"]
+    shown = tmp_path / ".cache"  # a hidden folder that the user names himself
+    (shown / "train").mkdir(parents=True)
+    (shown / "train" / "a.txt").write_text("seen")
+    assert load_documents(str(shown), "train")[0].text == "seen"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.txt", b"caf\xe9"),
+        ("train.txt.gz", gzip.compress(b"text" * 100)[:-10]),
+        ("train.txt.gz", b"\x1f\x8b of another kind"),
+        ("train.jsonl", b'{"text": "a"}\n{"text": '),
+        ("train.jsonl", b"[" * 20_000),
+        ("train.jsonl", b'{"text": ' + b"9" * 5000 + b"}"),
+        ("train.parquet", b"PAR1 is no table PAR1"),
+        ("train.parquet", b""),
+    ],
+)
+def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path, backbone_dir: Path, run_cli: Any) -> None:
+    (tmp_path / name).write_bytes(content)
+    command = ("train", "--task_name", tmp_path, "--model_name", backbone_dir, *FLAGS, "--save_ckpt", tmp_path / "out")
+    status, _, complaint = run_cli(*command)
+    assert (status, complaint.count("\n")) == (2, 1), complaint
+    assert str(tmp_path / name) in complaint
+
+
+def test_long_texts_of_a_csv_file_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\n" + "x" * 200_000)
+    assert next(table_rows(tmp_path / "t.csv"))[1] == {"text": "x" * 200_000}

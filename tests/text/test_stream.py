@@ -11,9 +11,10 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hmt import files
+from hmt.files import read_text, text_pieces
 from hmt.text import stream
-from hmt.text.stream import text_pieces, token_parts
-from hmt.text.tables import read_text
+from hmt.text.stream import token_parts
 
 WORDS = ["the", "don't", "naïve", "   ", "\n", "\n\n\n", "\t", "日本語の文", "🙂🙂", "1234567", "foo_bar(baz)", "a-b",
          "...", " \n ", "<sep>", "é", "x" * 40, "\u00a0", "\u3000", "\r"]  # fmt: skip
@@ -60,7 +61,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts so small that a short text has many."""
     monkeypatch.setattr(stream, "PART_CHARACTERS", 300)
     monkeypatch.setattr(stream, "MARGIN_CHARACTERS", 150)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 97)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 97)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -6,6 +6,7 @@ import json
 import logging
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from hmt import HMTForCausalLM
-from hmt.atomic import recover_directory
 from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training import progress
@@ -160,16 +160,6 @@ def test_a_damaged_checkpoint_is_not_resumed(base: Path, tmp_path: Path) -> None
         progress.load(options.save_ckpt)
 
 
-def test_a_writer_killed_between_two_renames_lost_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".ckpt.999999997.old").mkdir()
-    (tmp_path / ".ckpt.999999997.old" / "config.json").write_text("{}")
-    recover_directory(tmp_path / "ckpt")
-    assert (tmp_path / "ckpt" / "config.json").exists()
-    (tmp_path / ".ckpt.999999998.old").mkdir()
-    recover_directory(tmp_path / "ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
-
-
 def test_a_signal_after_the_last_step_loses_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,8 +206,31 @@ def test_a_run_that_has_ended_by_patience_has_ended(base: Path, tmp_path: Path) 
     assert again["steps"] == first["steps"]
 
 
-def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("ckpt", "ckpt.v2", ".ckpt.999999999", ".ckpt.999999998.old", ".ckpt.v2.999999999.old"):
-        (tmp_path / name).mkdir()
-    recover_directory(tmp_path / "ckpt")
-    assert {path.name for path in tmp_path.iterdir()} == {"ckpt", "ckpt.v2", ".ckpt.v2.999999999.old"}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_that_gets_more_steps_is_one_that_was_planned_so(kind: str, base: Path, tmp_path: Path) -> None:
+    settings = FLAGS | KINDS[kind]
+    planned = Training(wrap(base), TrainOptions(**settings, save_ckpt=tmp_path / "whole"))
+    expected = planned.run(TEXT)
+    for steps in (1, 1, 6):
+        options = TrainOptions(**settings | {"training_step": steps}, save_ckpt=tmp_path / "ckpt")
+        saved, model = None, wrap(base)
+        if options.save_ckpt.exists():
+            progress.check_same_run(options)
+            saved, model = progress.load(options.save_ckpt), HMTForCausalLM.from_pretrained(options.save_ckpt)
+        training = Training(model, options, saved=saved)
+        got = training.run(TEXT)
+        assert got["steps"] == 4 + steps
+    for name in ("step", "stage", "loss", "grad_norm", "learning_rates"):
+        assert [e[name] for e in got["history"]] == [e[name] for e in expected["history"]], name
+    for name, value in weights(planned.model).items():
+        assert torch.equal(value, weights(training.model)[name]), name
+
+
+def test_a_setting_that_a_run_is_made_of_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    options = TrainOptions(**FLAGS, save_ckpt=tmp_path / "ckpt")
+    Training(wrap(base), options).run(TEXT)
+    progress.check_same_run(replace(options, training_step=9, save_every=2, eval_step=3, gradient_checkpointing=True))
+    for name, value in {"learning_rate": 1e-4, "dtype": "bfloat16", "shuffle_train": False, "recall_recency": 0.5,
+                        "loss_tokens": 5, "lr_schedule": "cosine", "text_column": "body"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            progress.check_same_run(replace(options, **{name: value}))

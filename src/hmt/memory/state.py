@@ -38,6 +38,23 @@ NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
 
 
+WIDE = {"float32", "bfloat16", "float64"}
+"""Number formats whose weights can be compared after rounding to bfloat16."""
+
+
+def comparable(one: str, other: str) -> bool:
+    """Return True if two digests can tell equal weights from others: the same number formats, or wide ones."""
+    formats = [digest.partition(":")[0] for digest in (one, other)]
+    return formats[0] == formats[1] or all(WIDE.issuperset(names.split("+")) for names in formats)
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Compare two digests: exactly if the number formats are the same, else after rounding to bfloat16."""
+    if one.partition(":")[0] == other.partition(":")[0]:
+        return one == other
+    return comparable(one, other) and one.rpartition(":")[2] == other.rpartition(":")[2]
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """Which model a memory belongs to: memories of another one mean nothing to it.
@@ -60,8 +77,9 @@ class ModelIdentity:
 
     def accepts(self, other: ModelIdentity) -> bool:
         """True where a memory written by `other` can be read by this model."""
-        same_weights = not self.weights or not other.weights or self.weights == other.weights
-        return self.width == other.width and self.settings == other.settings and same_weights
+        known = bool(self.weights) and bool(other.weights)
+        alike = self.width == other.width and self.settings == other.settings
+        return alike and (not known or same_weights(self.weights, other.weights))
 
 
 @dataclass(frozen=True, eq=False)

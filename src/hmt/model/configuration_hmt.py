@@ -21,6 +21,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
             object. A checkpoint that leaves the backbone out is completed from there.
         backbone_gguf: GGUF file there, if it was one.
         backbone_revision: Revision of a hub id.
+        backbone_digest: Digest of the backbone's weights at its source; "" if it was given as an object.
         bos_marks_turns: True if the chat template writes the BOS token between turns. As a prompt it would look like
             one more turn, so a new memory prompt starts from the mean embedding instead.
         kwargs: Fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
@@ -41,6 +42,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         backbone_source: str = "",
         backbone_gguf: str | None = None,
         backbone_revision: str | None = None,
+        backbone_digest: str = "",
         bos_marks_turns: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -55,6 +57,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         self.backbone_source = backbone_source
         self.backbone_gguf = backbone_gguf
         self.backbone_revision = backbone_revision
+        self.backbone_digest = backbone_digest
         self.bos_marks_turns = bos_marks_turns
         for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(backbone_config, name, None))

@@ -20,16 +20,14 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from hmt.atomic import atomic_file
+from hmt.builtin import cache_dir
 from hmt.model.adapter import stored_names
-from hmt.pretrained import cache_dir, locate
+from hmt.pretrained import locate
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 KEPT_FROM_BYTES = 64 << 20
 """Smaller models are hashed faster than they are loaded: nothing is kept of them."""
-
-WIDE = {"float32", "bfloat16", "float64"}
-"""Number formats whose weights can be compared after rounding to bfloat16."""
 
 
 def weights_digest(tensors: Iterable[Tensor], fresh: bool = False) -> str:
@@ -50,19 +48,6 @@ def weights_digest(tensors: Iterable[Tensor], fresh: bool = False) -> str:
         exact.update(own[0].encode())
         rounded.update(own[1].encode())
     return f"{'+'.join(sorted(formats))}:{exact.hexdigest()[:16]}:{rounded.hexdigest()[:16]}"
-
-
-def comparable(one: str, other: str) -> bool:
-    """Return True if two digests can tell equal weights from others: the same number formats, or wide ones."""
-    formats = [digest.partition(":")[0] for digest in (one, other)]
-    return formats[0] == formats[1] or all(WIDE.issuperset(names.split("+")) for names in formats)
-
-
-def same_weights(one: str, other: str) -> bool:
-    """Compare two digests: exactly if the number formats are the same, else after rounding to bfloat16."""
-    if one.partition(":")[0] == other.partition(":")[0]:
-        return one == other
-    return comparable(one, other) and one.rpartition(":")[2] == other.rpartition(":")[2]
 
 
 def keep_digests(weights: Mapping[str, Tensor], folder: Path | None, *how: Any) -> None:

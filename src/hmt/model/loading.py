@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt.config import memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions, ReadingOptions
-from hmt.pretrained import first_line, has_tokenizer, load_tokenizer
+from hmt.pretrained import first_line, has_tokenizer, load_tokenizer, unfit_errors
 from hmt.text.special_tokens import end_token_ids
 
 
@@ -33,8 +33,8 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
     dtype = {} if options.dtype == "auto" else {"dtype": getattr(torch, options.dtype)}
     try:
         model = _build(options, dtype).to(device)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise ValueError(f"the model cannot be built: {first_line(error)}") from error
+    except unfit_errors(RuntimeError) as error:
+        raise ValueError(f"the model cannot be built: {type(error).__name__}: {first_line(error)}") from error
     model.eval()
     if isinstance(options, ReadingOptions) and options.compile:
         model.compile_reading()

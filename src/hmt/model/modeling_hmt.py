@@ -345,7 +345,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
 
     def identity(self, with_weights: bool = True) -> ModelIdentity:
         """The model as a memory notes it; the digest of its weights is left out while training."""
-        weights = (p for name, p in self.named_parameters() if not name.startswith(CHANGEABLE))
+        state = self.state_dict(keep_vars=True)
+        weights = (weight for name, weight in state.items() if not name.startswith(CHANGEABLE))
         return ModelIdentity(
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),

@@ -14,9 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from hmt.config import MEMORY_FIELDS, as_first_written, fields_with, memory_fields
+from hmt.memory.state import comparable, same_weights
 from hmt.model.adapter import ADAPTER_FOLDER, ADAPTER_PREFIX, freeze_backbone, load_adapter
 from hmt.model.configuration_hmt import HMTConfig
-from hmt.model.identity import backbone_weights, comparable, keep_digests, same_weights, source_digest
+from hmt.model.identity import backbone_weights, keep_digests, source_digest
 from hmt.model.manifest import check_finite, check_manifest, check_names
 from hmt.pretrained import first_line, load_backbone, locate, resolve_own_config
 

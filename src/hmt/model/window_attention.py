@@ -8,8 +8,8 @@ join it. Each slot of a window has a position, a validity and a kind; which slot
     all other tokens                   those at most K positions back
 
 so no number depends on how a text is cut into parts. Positions are counted upwards and keys stay as they are, until
-they reach a limit: then the window is moved back behind the sinks, in one turn of its keys. The limit is the length that
-the backbone was trained on, or, so that sinks stay near, twice the window.
+they reach a limit: then the window is moved back behind the sinks, in one turn of its keys. The limit is the length
+that the backbone was trained on, or, so that sinks stay near, twice the window.
 
 Shape legend: B rows, n slots of the window, m new positions, H heads, d their width, D embedding size.
 """

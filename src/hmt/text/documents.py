@@ -2,6 +2,7 @@
 
 A directory holds a split as a folder of its name, or as files whose name says it (`train.txt`, `validation.jsonl`,
 `wiki.test.tokens`): .txt, .tokens and .raw files are a document each, .jsonl and .parquet files hold one a row.
+Suffixes may be in capitals, and all but .parquet compressed (`train.txt.gz`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmt.text.stream import text_pieces
-from hmt.text.tables import missing_column, read_text, table_rows
+from hmt.files import is_visible, kind_of, read_text, text_pieces
+from hmt.text.tables import missing_column, table_rows
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -74,7 +75,7 @@ def local_documents(directory: Path, split: str, text_column: str = "text") -> I
             f"found {', '.join(found) or 'no split at all'}"
         )
     for file in files:
-        name = str(file.relative_to(directory)) if file.suffix in TEXT_SUFFIXES else file.name
+        name = str(file.relative_to(directory)) if kind_of(file) in TEXT_SUFFIXES else file.name
         yield from file_documents(file, text_column, name)
 
 
@@ -85,12 +86,13 @@ def file_documents(file: Path, text_column: str = "text", name: str | None = Non
         ValueError: If the file is not UTF-8 or lacks the column, or is of no known kind; names it.
     """
     name = name or file.name
-    if file.suffix in TEXT_SUFFIXES:
+    kind = kind_of(file)
+    if kind in TEXT_SUFFIXES:
         yield Document(name, file)
         return
-    if file.suffix not in ROW_SUFFIXES:
+    if kind not in ROW_SUFFIXES:
         raise ValueError(f"{file} is no text: expected {', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}")
-    word = "line" if file.suffix == ".jsonl" else "row"
+    word = "line" if kind == ".jsonl" else "row"
     for number, row in table_rows(file, (text_column,)):
         text = row.get(text_column, 0)
         if text_column not in row:
@@ -103,7 +105,7 @@ def file_documents(file: Path, text_column: str = "text", name: str | None = Non
 def split_files(
     directory: Path, split: str, suffixes: tuple[str, ...] = TEXT_SUFFIXES + ROW_SUFFIXES, between: str = ".-"
 ) -> list[Path]:
-    """Files of a split, sorted.
+    """Files of a split, sorted; hidden ones, and those in hidden folders, are left out.
 
     Args:
         directory: Where to look.
@@ -118,7 +120,7 @@ def split_files(
         for file in directory.glob("*")
         if file.is_file() and any(part in names for part in re.split(f"[{re.escape(between)}]", file.name))
     ]
-    return sorted(file for file in inside + beside if file.suffix in suffixes)
+    return sorted(file for file in inside + beside if kind_of(file) in suffixes and is_visible(file, directory))
 
 
 def stdlib_documents(split: str, root: Path | None = None) -> Iterator[Document]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmt.files import kind_of
 from hmt.text.documents import fingerprint
 from hmt.text.tables import table_rows
 
@@ -92,7 +93,7 @@ def file_questions(file: Path) -> Iterator[Question]:
     Raises:
         ValueError: If a row is not one; names the line.
     """
-    word = "line" if file.suffix == ".jsonl" else "row"
+    word = "line" if kind_of(file) == ".jsonl" else "row"
     for number, row in table_rows(file):
         try:
             yield _question(f"{file.name}:{number}", row)

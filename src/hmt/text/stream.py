@@ -8,17 +8,12 @@ words that are shorter; where no cut passes, more text is taken.
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BLOCK_BYTES = 1 << 18
-"""Read from a file at one time."""
 
 PART_CHARACTERS = 20_000
 """Text tokenised at one time."""
@@ -34,35 +29,6 @@ PLACE_CHARACTERS = 10_000
 
 PLACE = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
 """Where words begin and end."""
-
-
-def text_pieces(file: Path) -> Iterator[str]:
-    r"""The text of a UTF-8 file, as `read_text` gives it (a line ends with "\n"), in pieces.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not UTF-8; says where.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    before, held = 0, ""
-    with file.open("rb") as stream:
-        while True:
-            block = stream.read(BLOCK_BYTES)
-            kept = len(decoder.getstate()[0])  # bytes of an unfinished character
-            try:
-                piece = held + decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                place = before - kept + error.start
-                raise ValueError(
-                    f"{file} is not UTF-8 text: byte {place} is 0x{error.object[error.start]:02x}"
-                ) from error
-            before += len(block)
-            held = "\r" if block and piece.endswith("\r") else ""  # its "\n" may come with the next block
-            piece = piece.removesuffix(held).replace("\r\n", "\n")
-            if piece:
-                yield piece
-            if not block:
-                return
 
 
 def token_parts(

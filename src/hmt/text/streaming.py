@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from transformers.generation import BaseStreamer
 
+from hmt.terminal import escaped
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -159,5 +161,6 @@ class TerminalStreamer(BaseStreamer):
         self._detokenizer = None
 
     def _write(self, text: str) -> None:
-        self._file.write(text)
+        # A terminal is shown control characters escaped: a text must not move its cursor.
+        self._file.write(escaped(text) if self._file.isatty() else text)
         self._file.flush()

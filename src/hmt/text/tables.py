@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hmt.files import kind_of, parse_json, read_text
+
 TABLE_SUFFIXES = (".jsonl", ".parquet", ".json", ".csv")
 
 Row = dict[str, Any]
-
-
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        ValueError: If it is not UTF-8; says where.
-    """
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from error
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    try:
-        return json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
 
 
 def table_rows(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, Row]]:
@@ -53,38 +29,41 @@ def table_rows(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[t
         ValueError: If the file cannot be read as such, or lacks a column; says where.
         ImportError: If a parquet file needs pyarrow.
     """
-    if file.suffix == ".jsonl" or (file.suffix == ".json" and _holds_lines(file)):
-        yield from _jsonl(file)
-    elif file.suffix == ".parquet":
+    kind = kind_of(file)
+    if kind == ".parquet":
         yield from _parquet(file, columns)
-    elif file.suffix == ".csv":
-        # Spreadsheets put a byte order mark before the first column.
-        text = read_text(file).removeprefix("\ufeff")
-        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1)
+        return
+    text = read_text(file)
+    if kind == ".jsonl" or (kind == ".json" and _holds_lines(text)):
+        yield from _jsonl(file, text)
+    elif kind == ".csv":
+        yield from _csv(file, text)
     else:
-        held = read_json(file)
+        held = parse_json(text, str(file))
         if isinstance(held, dict) and all(isinstance(row, dict) for row in held.values()):
             held = [{"id": key, **row} for key, row in held.items()]
         for number, row in enumerate(held if isinstance(held, list) else [held], start=1):
             yield number, _checked(file, f"row {number}", row)
 
 
-def _holds_lines(file: Path) -> bool:
-    """Whether the first line of a file is a row of its own."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        first, second = lines.readline(), lines.readline()
-    return first.rstrip().startswith("{") and first.rstrip().endswith("}") and second.startswith("{")
+def _holds_lines(text: str) -> bool:
+    """Whether the first line of a text is a row of its own."""
+    first, _, rest = text.partition("\n")
+    return first.rstrip().startswith("{") and first.rstrip().endswith("}") and rest.startswith("{")
 
 
-def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-        yield number, _checked(file, f"line {number}", row)
+def _jsonl(file: Path, text: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, _checked(file, f"line {number}", parse_json(line, f"{file}, line {number},"))
+
+
+def _csv(file: Path, text: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # texts are long
+    try:
+        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1)
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a CSV file: {error}") from error
 
 
 def _checked(file: Path, place: str, row: Any) -> Row:
@@ -108,7 +87,7 @@ def _parquet(file: Path, columns: tuple[str, ...] | None) -> Iterator[tuple[int,
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a parquet file: {error}") from error
 
 

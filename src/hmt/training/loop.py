@@ -95,6 +95,7 @@ class Training:
         self._keep = keep
         self._signalled = False
         self._prepared: torch.nn.Module = model
+        self._stepper: Stepper | None = None
         self._started = 0.0
         main = self.accelerator.is_main_process
         self._record = Record(options.record, writes=keep and main)
@@ -128,6 +129,7 @@ class Training:
             tqdm(total=total, initial=self._progress.steps, unit="step", disable=quiet) as self._bar,
         ):
             self._say(describe_parts(self.model))
+            steps = self._progress.steps
             for number in range(self._progress.stage, len(self.stages)):
                 if number > self._progress.stage:
                     self._progress.next_stage()
@@ -135,6 +137,8 @@ class Training:
                 if self.interrupted:
                     break
                 self._take_best()
+            if steps == self._progress.steps and self._progress.finished:
+                self._say(f"nothing is left to train: the run has ended after {steps} steps; raise --training_step")
             if self._keep and not self.interrupted:
                 self.save()
             self._draw(validation or documents)
@@ -149,12 +153,13 @@ class Training:
         reader = stage.reader(self.model)
         reader.train()
         sample_tokens = stage.segments * reader.config.fresh_tokens
-        stepper = self._prepare(reader, stage)
+        stepper = self._stepper = self._prepare(reader, stage)
         to_validate = held_out(validation, sample_tokens, options.eval_samples) if validation else []
         rows_per_step = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
         order = options.seed if options.shuffle_train else None
         samples = shuffled(cut(documents, sample_tokens), order, skip=progress.rows)
         while progress.step < stage.steps and not self._is_over(stage):
+            progress.finished = False
             result = self._step(stepper, list(islice(samples, rows_per_step)), stage)
             every = options.eval_step
             if to_validate and every and progress.steps % every == 0:
@@ -238,16 +243,17 @@ class Training:
         self._saved.best = None
 
     def save(self) -> None:
-        """Write the checkpoint of a finished run: there is nothing left to resume.
+        """Write the checkpoint of a finished run, which can be given more steps.
 
         Raises:
             OSError: If it cannot be written.
         """
         weights = gathered(self.accelerator, self.model)
         engine = save_engine(self.accelerator, self._prepared, self.options.save_ckpt)
-        self._progress.stage = len(self.stages)
+        self._progress.finished = True
+        state = None if weights is not None or self._stepper is None else self._optimizer_state(self._stepper)
         if self.accelerator.is_main_process:
-            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress), engine, weights)
+            runs.save(self.model, self._tokenizer, self.options, Saved(self._progress, state), engine, weights)
 
     def close(self) -> None:
         """Let go of the other processes and of the trackers; nothing can be trained after it.
@@ -255,7 +261,7 @@ class Training:
         What was made of the model goes first. It would otherwise be the last to hold the group of processes, and free
         it with Python's lock in hand, for which one of the group's own threads may wait: the process would never end.
         """
-        self._prepared = self.model
+        self._prepared, self._stepper = self.model, None
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
@@ -266,18 +272,22 @@ class Training:
         if is_cut_up(self.model):  # only whole weights can be kept of it
             self.save()
             return
-        state = {"scheduler": stepper.scheduler.state_dict()}
-        if not uses_deepspeed(self.accelerator):
-            state["optimizer"] = stepper.optimizer.state_dict()
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        saved = Saved(self._progress, state, self._saved.best)
+        saved = Saved(self._progress, self._optimizer_state(stepper), self._saved.best)
         try:
             engine = save_engine(self.accelerator, stepper.model, self.options.save_ckpt)
             if self.accelerator.is_main_process:
                 runs.save(self.model, self._tokenizer, self.options, saved, engine)
         except OSError as error:
             logger.warning("the checkpoint of step %d could not be saved: %s", self._progress.steps, error)
+
+    def _optimizer_state(self, stepper: Stepper) -> dict[str, Any]:
+        """What the optimizer has gathered, and where the schedule is."""
+        state = {"scheduler": stepper.scheduler.state_dict()}
+        if not uses_deepspeed(self.accelerator):
+            state["optimizer"] = stepper.optimizer.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
 
     def _draw(self, documents: Sequence[Readable]) -> None:
         """Pictures of the run, and of what is recalled at its end."""

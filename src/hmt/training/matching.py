@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hmt.config import memory_fields
+from hmt.files import read_settings
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.pretrained import read_checkpoint_config
@@ -57,7 +58,7 @@ def budget_of(checkpoint: str) -> Budget:
     config = read_checkpoint_config(checkpoint)
     runs: list[tuple[Path, dict[str, Any]]] = []
     while path not in [one for one, _ in runs] and (path / FOLDER / "progress.json").is_file():
-        runs.append((path, json.loads((path / FOLDER / "progress.json").read_text())))
+        runs.append((path, read_settings(path / FOLDER / "progress.json")))
         path = Path(runs[-1][1]["options"].get("load_from_ckpt") or path)
     if not runs:
         raise FileNotFoundError(
@@ -157,7 +158,7 @@ def is_trained(options: TrainOptions) -> bool:
     record = options.save_ckpt / FOLDER / "progress.json"
     if not record.is_file():
         return False
-    stored = json.loads(record.read_text())
+    stored = read_settings(record)
     wanted = json.loads(json.dumps(asdict(options), default=str))
     for name, value in wanted.items():
         if name not in INCIDENTAL and name in stored["options"] and stored["options"][name] != value:
@@ -165,12 +166,12 @@ def is_trained(options: TrainOptions) -> bool:
                 f"{options.save_ckpt} was trained with {name} {stored['options'][name]}, matching needs {value}; "
                 "remove it, or move it away"
             )
-    return stored["progress"]["stage"] >= 1  # a matched run has one stage
+    return bool(stored["progress"]["finished"])
 
 
 def trained(options: TrainOptions) -> dict[str, Any]:
     """What a finished run was: where, on how many tokens, in how many steps, with which adapter."""
-    stored = json.loads((options.save_ckpt / FOLDER / "progress.json").read_text())
+    stored = read_settings(options.save_ckpt / FOLDER / "progress.json")
     return {
         "path": str(options.save_ckpt),
         "tokens": stored["progress"]["tokens"],

@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hmt.atomic import atomic_directory, atomic_file
-from hmt.config import fields_with
+from hmt.atomic import atomic_directory, atomic_file, open_log
+from hmt.config import MemoryConfig
+from hmt.files import read_settings
 from hmt.metrics.environment import environment
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
@@ -37,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "training"
 
-SAME = (
-    "seed", "task_name", "task_subset", "train_set_split",
-    "max_documents", "batch_size", "gradient_accumulation_steps", "bptt_depth", "stage_1_step", "hmt_stage_1",
-    "hmt_stage_2", "use_lora", "lora_rank", "lora_targets", "train_backbone",
-    *fields_with("resume"),
-)  # fmt: skip
-"""Settings that a run cannot change on the way: what its samples, stages and optimizer are made of."""
+FREE = frozenset({
+    "resume", "save_ckpt", "save_every", "load_from_ckpt", "training_step", "max_tokens", "max_minutes", "eval_step",
+    "eval_samples", "patience", "test_step", "test_length", "plot_hist", "generate", "timing", "json", "report_to",
+    "wandb_project", "wandb_run", "wandb_entity", "device", "cache_dir", "hub_map", "trust_remote_code", "compile",
+    "gradient_checkpointing", "verify",
+}) | {field.name for field in fields(MemoryConfig) if not field.metadata["resume"]}  # fmt: skip
+"""Settings that a run may change on the way; what its samples, stages, model and optimizer are made of stays."""
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Progress:
         seconds: Spent in all.
         best: Lowest validation loss of the stage so far.
         stale: Validations since then.
+        finished: The run has ended; with more steps than it had it can go on.
     """
 
     stage: int = 0
@@ -69,6 +72,7 @@ class Progress:
     seconds: float = 0.0
     best: float | None = None
     stale: int = 0
+    finished: bool = False
 
     def next_stage(self) -> None:
         """Begin the next stage."""
@@ -167,11 +171,15 @@ def check_same_run(options: TrainOptions) -> None:
     Raises:
         ValueError: If a setting differs; names it and both values.
     """
-    stored = json.loads((options.save_ckpt / FOLDER / "progress.json").read_text())["options"]
-    for name in SAME:
-        ours, theirs = getattr(options, name), stored.get(name)
-        if ours != theirs:
-            raise ValueError(f"{name} is {theirs} in {options.save_ckpt} and cannot be resumed with {ours}")
+    stored = read_settings(options.save_ckpt / FOLDER / "progress.json")["options"]
+    wanted = json.loads(json.dumps(asdict(options), default=str))
+    for name in sorted(wanted.keys() - FREE):
+        theirs = stored.get(name, wanted[name])
+        if wanted[name] != theirs:
+            raise ValueError(f"{name} is {theirs} in {options.save_ckpt} and cannot be resumed with {wanted[name]}")
+    steps = stored["training_step"]
+    if options.training_step != steps and options.lr_schedule == "cosine" and options.lr_decay:
+        logger.warning("the cosine of the learning rates was planned for %d steps: from here on it is another", steps)
 
 
 class Record:
@@ -213,7 +221,7 @@ class Record:
         if not self._writes:
             return
         try:
-            with (self._path / "metrics.jsonl").open("a") as file:
+            with os.fdopen(open_log(self._path / "metrics.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             self._writes = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hmt.atomic import open_log
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.options import TrainOptions
@@ -71,8 +73,8 @@ def logged_to(file: Path, writes: bool) -> Iterator[None]:
     if not writes:
         yield
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8")
+    stream = os.fdopen(open_log(file), "a", encoding="utf-8")
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("hmt")
     level = package.level
@@ -84,6 +86,7 @@ def logged_to(file: Path, writes: bool) -> Iterator[None]:
         package.setLevel(level)
         package.removeHandler(handler)
         handler.close()
+        stream.close()
 
 
 def flat(values: dict[str, Any]) -> dict[str, float]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hmt.files import is_visible, kind_of, read_text
 from hmt.text.documents import fingerprint, hash_split
 from hmt.text.questions import Question, ask
-from hmt.text.tables import TABLE_SUFFIXES, Row, read_text, table_rows
+from hmt.text.tables import TABLE_SUFFIXES, Row, table_rows
 from hmt.text.tasks.haystack import Cell, Haystack, Needles, cells
 from hmt.text.tasks.task import Source, Task
 
@@ -290,10 +291,11 @@ def _scattered(source: Source, length: str, task: str) -> Iterator[Row]:
     def names(file: Path) -> set[str]:
         return {*file.relative_to(root).parts[:-1], re.split("[.-]", file.name)[0]}
 
-    found = sorted(file for file in root.rglob("*") if file.suffix in TABLE_SUFFIXES and {length, task} <= names(file))
+    tables = [file for file in root.rglob("*") if kind_of(file) in TABLE_SUFFIXES and is_visible(file, root)]
+    found = sorted(file for file in tables if {length, task} <= names(file))
     if not found:
         raise FileNotFoundError(f"{root} has no {length}/{task} of {source.task.name}: expected {source.task.local}")
-    alike = [file for file in found if (file.parent, file.suffix) == (found[0].parent, found[0].suffix)]
+    alike = [file for file in found if (file.parent, kind_of(file)) == (found[0].parent, kind_of(found[0]))]
     return (row for file in alike for _, row in table_rows(file))
 
 

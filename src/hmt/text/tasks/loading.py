@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hmt.files import kind_of
 from hmt.options.base import TaskOptions
 from hmt.pretrained import hub_is_reachable, looks_like_a_path, mapped, offline_mode
 from hmt.text.documents import (
@@ -135,7 +136,7 @@ def find_task(task_name: str, split: str) -> None:
     if path.is_dir() or (task is not None and task.made_here):
         return
     if path.is_file():
-        if path.suffix not in TEXT_SUFFIXES + ROW_SUFFIXES:
+        if kind_of(path) not in TEXT_SUFFIXES + ROW_SUFFIXES:
             raise ValueError(f"{task_name} is no text: expected {', '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}")
         return
     if looks_like_a_path(task_name):
@@ -193,7 +194,7 @@ def _questions(task_name: str, split: str, reading: Reading) -> Iterator[Questio
 
 
 def _is_questions(file: Path) -> bool:
-    if file.suffix not in ROW_SUFFIXES:
+    if kind_of(file) not in ROW_SUFFIXES:
         return False
     return file.name.startswith(QUESTIONS_PREFIX) or holds_questions(file)
 

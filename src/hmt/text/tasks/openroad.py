@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hmt.files import read_json
 from hmt.text.documents import fingerprint, hash_split
 from hmt.text.questions import Question, ask, joined
-from hmt.text.tables import read_json, table_rows
+from hmt.text.tables import table_rows
 from hmt.text.tasks.splits import balanced, groups
 from hmt.text.tasks.task import Source, Task
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from hmt.files import read_json
 from hmt.text.documents import hash_split
 from hmt.text.questions import Question, ask, joined
-from hmt.text.tables import Row, read_json, table_rows
+from hmt.text.tables import Row, table_rows
 from hmt.text.tasks.task import Source, Task
 
 DECISIONS = ("yes", "no", "maybe")

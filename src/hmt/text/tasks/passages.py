@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from hmt.files import kind_of, read_text
 from hmt.text.documents import Document, file_documents, fingerprint, stdlib_documents
-from hmt.text.tables import TABLE_SUFFIXES, missing_column, read_text, table_rows
+from hmt.text.tables import TABLE_SUFFIXES, missing_column, table_rows
 from hmt.text.tasks.task import Source, Task
 
 BLANK_LINE = " \n"
@@ -22,10 +23,10 @@ def _texts(source: Source, own: str | None) -> Iterator[Document]:
     column = source.reading.text_column
     if source.directory is not None:
         for file in source.files(own):
-            if file.suffix == ".json":
+            if kind_of(file) == ".json":
                 for number, row in table_rows(file):
                     yield Document(f"{file.name}:{number}", _text_of(row, column, str(file)))
-            elif file.suffix != ".csv":
+            elif kind_of(file) != ".csv":
                 yield from file_documents(file, column, str(file.relative_to(source.directory)))
         return
     for number, row in enumerate(source.rows_of(own)):
@@ -50,11 +51,11 @@ def _lines(source: Source, own: str | None) -> Iterator[str]:
         yield from (_line(_text_of(row, column, source.where)) for row in source.rows_of(own))
         return
     files = source.files(own)
-    raw = [file for file in files if file.suffix == ".raw"]
+    raw = [file for file in files if kind_of(file) == ".raw"]
     if raw and len(raw) < len(files):  # a folder with both forms
-        files = raw if "raw" in (source.subset or "") else [file for file in files if file.suffix != ".raw"]
+        files = raw if "raw" in (source.subset or "") else [file for file in files if kind_of(file) != ".raw"]
     for file in files:
-        if file.suffix in TABLE_SUFFIXES:
+        if kind_of(file) in TABLE_SUFFIXES:
             for _, row in table_rows(file):
                 yield from read_lines(_line(_text_of(row, column, str(file))))
         else:

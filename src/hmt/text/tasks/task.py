@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from hmt.files import is_visible, kind_of
 from hmt.pretrained import mapped
 from hmt.text.documents import SPLITS, TEXT_SUFFIXES, Document, split_files
 from hmt.text.hub import hub_rows
@@ -166,8 +167,10 @@ class Source:
 
     def file(self, pattern: str) -> Path | None:
         """The first file of the local copy, anywhere in it, that matches a pattern."""
-        found = sorted(self.directory.rglob(pattern)) if self.directory is not None else []
-        return found[0] if found else None
+        if self.directory is None:
+            return None
+        found = sorted(self.directory.rglob(pattern))
+        return next((file for file in found if is_visible(file, self.directory)), None)
 
     def random(self, *of: Hashable) -> random.Random:
         """Random numbers that depend on the seed, the split and whatever else is named, and on nothing else."""
@@ -209,7 +212,8 @@ class Source:
         assert self.directory is not None
         if split is not None:
             return split_files(self.directory, split, suffixes, between="._-")
-        return sorted(file for file in self.directory.rglob("*") if file.suffix in suffixes)
+        found = (file for file in self.directory.rglob("*") if kind_of(file) in suffixes)
+        return sorted(file for file in found if is_visible(file, self.directory))
 
     @property
     def where(self) -> str:
