@@ -31,8 +31,8 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert verb in done.stdout
-    assert "--mem_recall_context INT" in done.stdout
-    assert "Capacity N of the memory bank" in done.stdout
+    assert "--mem_recall_hidden_dim INT" in done.stdout
+    assert "Width H of the two recall projections." in done.stdout
 
 
 def test_the_library_imports_nothing_that_transformers_does_not() -> None:
