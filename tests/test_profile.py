@@ -50,8 +50,7 @@ def test_every_row_is_measured_at_every_length_and_shown(
         )
     held = {(row["row"], row["length"]): row["held_bytes"] for row in figures["rows"]}
     assert held["full_attention", 140] == 140 / 60 * held["full_attention", 60]
-    assert held["sinks", 140] < held["full_attention", 100]
-    assert held["hmt", 140] == held["hmt", 100]
+    assert held["hmt", 140] < held["full_attention", 60]
     assert {fit["row"] for fit in figures["fits"]} == set(names)
     assert figures["environment"]["torch"]
     assert "R^2" in said
@@ -132,6 +131,7 @@ def test_a_fit_says_what_a_token_costs() -> None:
     assert fit_of("hmt", rows[:2]) is None
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_backbone_whose_positions_end_leaves_longer_texts_out(tmp_path: Path, task_dir: Path) -> None:
     make_backbone("gpt2").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from hmt.atomic import atomic_file
 from hmt.memory.bank import NO_TOKEN, Bank
+from hmt.memory.identity import ModelIdentity
+from hmt.memory.validation import state_fields
 from hmt.memory.window import Window
 
 FORMAT = "hmt.memory"
@@ -36,32 +38,6 @@ READABLE = ("5",)
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model a memory belongs to: memories of another one mean nothing to it.
-
-    Attributes:
-        name: What the user called the backbone, for messages.
-        width: Embedding size D.
-        settings: The memory settings that shape the state, as sorted "name=value" pairs.
-        weights: Digest of the weights, or "" where it was not computed (states made while training).
-    """
-
-    name: str
-    width: int
-    settings: str
-    weights: str = ""
-
-    def __str__(self) -> str:
-        weights = f", weights {self.weights}" if self.weights else ""
-        return f"{self.name or 'unnamed model'} (width {self.width}, {self.settings}{weights})"
-
-    def accepts(self, other: ModelIdentity) -> bool:
-        """True where a memory written by `other` can be read by this model."""
-        same_weights = not self.weights or not other.weights or self.weights == other.weights
-        return self.width == other.width and self.settings == other.settings and same_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,10 +215,8 @@ class MemoryState:
             raise ValueError(
                 f"{path} has memory format {theirs}, this program reads {readable}; remember the text again"
             )
-        from hmt.memory.validation import state_from
-
         try:
-            return state_from(tensors, metadata.get("model", "")).to(device)
+            return cls(**state_fields(tensors, metadata.get("model", ""))).to(device)
         except ValueError as error:
             raise ValueError(f"{path} is a damaged memory file: {error}") from error
 
