@@ -5,8 +5,8 @@
 Reads the standard library of the running Python once, keeping the memory at each length, and measures
 
 - milliseconds per token after each length, and of the backbone's own `generate` with its plain cache in a window of the
-  same size. One round takes each in turn, a whole segment of tokens, so that every cost of a segment (closing it,
-  asking the bank, opening a window) is in it; ratios are of the same round;
+  same size. One round takes each in turn, a whole segment of tokens, so that every cost of a segment (recalling,
+  closing it, moving the window) is in it; ratios are of the same round;
 - seconds to the first token of an answer about the text, from its memory and from reading it again;
 - the size of the memory file.
 """
@@ -48,6 +48,8 @@ class Options:
     """Tokens read before writing."""
     segment_length: int = 256
     """Window, of both."""
+    sensory: Literal["cache", "reread"] = "cache"
+    """Sensory memory."""
     rounds: int = 5
     """Rounds of the measurement."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -59,9 +61,10 @@ class Options:
 def main(options: Options) -> None:
     """Measure and write."""
     model = HMTForCausalLM.from_backbone(
-        options.model_name, dtype=options.dtype, segment_length=options.segment_length
+        options.model_name, dtype=options.dtype, segment_length=options.segment_length, sensory=options.sensory
     ).eval()
     tokenizer = load_tokenizer(options.model_name)
+    model.use_tokenizer(tokenizer)
     lengths = parse_counts(options.history)
     ids = running_text(load_documents("stdlib", "train"), tokenizer, lengths[-1], len(model.embedding_table))[None]
     memories, seconds = read(model, ids, lengths)
@@ -114,7 +117,7 @@ def timed(work: Callable[[], Any]) -> float:
 def rounds(model: HMTForCausalLM, ids: Tensor, memories: dict[int, MemoryState], count: int) -> dict[str, list[float]]:
     """Milliseconds per token of each way of writing, in rounds."""
     fresh = model.config.fresh_tokens
-    start = ids[:, : model.config.segment_length - fresh]
+    start = ids[:, : model.config.window - fresh]
 
     def backbone(clock: Clock) -> None:
         model.backbone.generate(

@@ -6,7 +6,7 @@
 All rows have the same weights, window 256, 32 sensory tokens and published injection. Rows take turns, so that a slow
 minute of the machine meets all of them; each turn is a process of its own. Ratios are of medians. The perplexity shows
 that a row reads the same text, and what its number format costs: with published injection, in which everything is
-timed, and with gated injection, the default.
+timed, and with gated injection. The row cache is the rolling cache, the default, in a window of the same size.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from environment import write
 from plain import PlainArrangement
 from torch import Tensor
 
-from hmt import HMTForCausalLM
+from hmt import HMTConfig, HMTForCausalLM
 from hmt.metrics.resources import Meter
 from hmt.model.compiled import compile_layers
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
 from hmt.text.tasks import load_documents
+
+CACHE: dict[str, Any] = {"sensory": "cache", "num_sensory": None, "num_memory_tokens": 0, "num_recalled_tokens": None}
+"""Changes that make a published memory a rolling cache with a window of the same size."""
 
 Dtype = Literal["float32", "bfloat16"]
 READING = {
@@ -88,7 +91,7 @@ def main(options: Options) -> None:
     if options.tokens:
         reading.append({"row": "plain", "dtype": "float32"})
         for dtype in options.dtypes:
-            names = ["scored", "hmt", *(["compiled"] if dtype in compiled else [])]
+            names = ["scored", "hmt", "cache", *(["compiled"] if dtype in compiled else [])]
             reading += [{"row": name, "dtype": dtype} for name in names]
     training: list[dict[str, Any]] = []
     for segments in options.segments:
@@ -135,6 +138,7 @@ def read(options: Options, row: dict[str, Any]) -> dict[str, Any]:
         "plain": plain.read,
         "scored": lambda text: model(text, labels=text, return_logits=False),
         "hmt": model.remember,
+        "cache": model.variant(**CACHE).remember,
         "compiled": model.remember,
     }
     with torch.no_grad():
@@ -152,7 +156,10 @@ def read(options: Options, row: dict[str, Any]) -> dict[str, Any]:
             own = model(ids[:, :1024]).logits
             torch.testing.assert_close(own, result[:, :1024], atol=2e-3, rtol=1e-4)  # the same computation
         else:
-            nats = model(ids, labels=ids, return_logits=False).loss
+            own = model.variant(**CACHE) if row["row"] == "cache" else model
+            nats = own(ids, labels=ids, return_logits=False).loss
+        if row["row"] == "cache":
+            return figures | {"ppl": math.exp(float(nats))}
         nats_gated = model.variant(memory_injection="gated")(ids, labels=ids, return_logits=False).loss
     return figures | {"ppl": math.exp(float(nats)), "ppl_gated": math.exp(float(nats_gated))}
 
@@ -191,7 +198,8 @@ def train(options: Options, row: dict[str, Any]) -> dict[str, Any]:
 def prepare(options: Options, dtype: Dtype, tokens: int) -> tuple[HMTForCausalLM, Tensor]:
     """The model of a row and so many tokens of the standard library."""
     torch.manual_seed(0)
-    model = HMTForCausalLM.from_backbone(options.model_name, dtype=dtype, memory_injection="published").eval()
+    published = HMTConfig.published(segment_length=256, num_sensory=32)
+    model = HMTForCausalLM.from_backbone(options.model_name, published, dtype=dtype).eval()
     tokenizer = load_tokenizer(options.model_name)
     text = "\n".join(document.text for document in load_documents("stdlib", "test", limit=20))
     return model, torch.tensor([tokenizer(text)["input_ids"][:tokens]])

@@ -26,11 +26,12 @@ import tyro
 from environment import HERE
 
 from hmt import train
+from hmt.config import memory_fields
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.model.loading import load
-from hmt.options import COPYING, EvaluateOptions, TrainOptions
+from hmt.options import EvaluateOptions, TrainOptions
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
@@ -41,26 +42,24 @@ EIGHT: dict[str, Any] = {"num_memory_tokens": 8, "memory_gain": 0.5, "recall_que
 ONE: dict[str, Any] = {"num_memory_tokens": 1, "memory_gain": 0.2, "recall_query": "previous", "num_sensory": 34}
 """One, with two of its 36 positions, and a share of the prompt that a backbone reads on with before it has learnt."""
 
-REREAD: dict[str, Any] = {"mode": "backbone", "recall_selection": "lexical", "recall_query": "previous"}
+CACHE: dict[str, Any] = {"sensory": "cache", "num_sensory": None}
+"""A rolling cache that fills the window."""
 
 TRIALS: dict[str, dict[str, Any]] = {
     "sensory": {"mode": "backbone", "num_sensory": 48},
     "sensory_36": {"mode": "backbone", "num_sensory": 36},
-    "sensory_40": {"mode": "backbone", "num_sensory": 40},
     "sensory_32": {"mode": "backbone", "num_sensory": 32},
     "short_term": {"mode": "short_term", **EIGHT},
     "rmt": {"mode": "rmt", "num_memory_tokens": 8, "memory_gain": 0.5},
     "hmt": EIGHT,
-    "hmt_near_1": {**ONE, "recall_recency": 4.0},
-    "hmt_near": {**EIGHT, "recall_recency": 4.0},
-    "hmt_near_2": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 2},
-    "hmt_near_4": {**EIGHT, "recall_recency": 4.0, "num_memory_tokens": 4},
+    "hmt_1": ONE,
     "window_512": {"mode": "backbone", "segment_length": 512, "num_sensory": 448},
-    "reread_512": {**REREAD, "segment_length": 512, "num_sensory": 336, "num_recalled_tokens": 112},
     "window_1024": {"mode": "backbone", "segment_length": 1024, "num_sensory": 768},
-    "reread_1024": {**REREAD, "segment_length": 1024, "num_sensory": 576, "num_recalled_tokens": 192},
+    "cache": {"mode": "backbone", **CACHE},
+    "cache_512": {"mode": "backbone", "segment_length": 512, **CACHE},
+    "hmt_cache": {"num_memory_tokens": 1, **CACHE},
 }
-"""Names -> what a trial changes of the settings below."""
+"""Names -> changes of the settings below."""
 
 KEPT = ("row", "context_tokens", "ppl", "ppl_causal", "bits_per_byte", "tokens", "document_sums")
 COLUMNS = {
@@ -103,10 +102,8 @@ class Options:
     """Spans of each document."""
     rows_at_once: int = 16
     """Spans scored side by side."""
-    native: bool = True
+    full: bool = True
     """Score the backbone in its own longest window, too."""
-    copy_context: int = 0
-    """Score every trial with copying (and without) as well; where it was not trained, with a new model's weights."""
     device: str = "auto"
     """Where."""
     compile: bool = True
@@ -132,15 +129,9 @@ def main(options: Options) -> None:
 
 
 def run_trial(options: Options, name: str) -> dict[str, Any]:
-    """Train and score one.
-
-    Raises:
-        ValueError: If it is to copy and to read again: the rows of copying read nothing again.
-    """
+    """Train and score one."""
     settings = training_options(options, name)
     settings.check()
-    if settings.num_recalled_tokens and (options.copy_context or settings.copy_context):
-        raise ValueError(f"{name} reads tokens again; it cannot be scored with copying")
     started = time.monotonic()
     timer = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
@@ -204,38 +195,20 @@ def training_options(options: Options, name: str) -> TrainOptions:
     return replace(settings, training_step=math.ceil(options.tokens / step_tokens))
 
 
-def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
-    """Rows of the trained checkpoint with their controls: as it was trained, and with and without copying."""
-    native = ["native"] if options.native else []
-    rows = scored_rows(options, trained, trained.copy_context, [*rows_of(trained, trained.copy_context), *native])
-    if not options.copy_context or trained.mode not in ("hmt", "backbone"):
-        return rows
-    other, told = (0, "without copying") if trained.copy_context else (options.copy_context, "with copying")
-    more = scored_rows(options, trained, other, rows_of(trained, other))
-    return rows + [row if row["row"] in COPYING else {**row, "row": f"{row['row']} {told}"} for row in more]
-
-
-def rows_of(trained: TrainOptions, copy_context: int) -> list[str]:
-    """The rows that a trial is scored in; recall made uniform is left out beside copying, which it does not touch."""
+def rows_of(trained: TrainOptions) -> list[str]:
+    """The rows that a trial is scored in: as it was trained, and its controls."""
     if trained.mode == "hmt":
-        return ["hmt", "hmt_shuffled", *([] if trained.copy_context else ["hmt_uniform"])]
-    if trained.mode == "backbone" and trained.num_recalled_tokens:
-        return ["episodic", "backbone"]
-    if trained.mode == "backbone" and copy_context:
-        return ["copying"]
-    return [trained.mode]
+        return ["hmt_cache"] if trained.rolling else ["hmt", "hmt_shuffled", "hmt_uniform"]
+    return ["sinks"] if trained.rolling and trained.mode == "backbone" else [trained.mode]
 
 
-def scored_rows(options: Options, trained: TrainOptions, copy_context: int, rows: list[str]) -> list[dict[str, Any]]:
-    """These rows of the trained checkpoint, read with contexts of so many tokens."""
-    settings = replace(trained, load_from_ckpt=str(trained.save_ckpt), copy_context=copy_context)
-    model, tokenizer = load(settings)
+def score(options: Options, trained: TrainOptions) -> list[dict[str, Any]]:
+    """Rows of the trained checkpoint, read with contexts of so many tokens."""
+    model, tokenizer = load(replace(trained, load_from_ckpt=str(trained.save_ckpt)))
+    rows = [*rows_of(trained), *(["full"] if options.full else [])]
     scoring = EvaluateOptions(
         lengths=options.lengths, modes=",".join(rows), target_tokens=options.target_tokens,
-        batch_size=options.rows_at_once, spans_per_document=options.spans_per_document,
-        segment_length=trained.segment_length, num_sensory=trained.num_sensory,
-        num_memory_tokens=trained.num_memory_tokens, num_recalled_tokens=trained.num_recalled_tokens,
-        recall_query=trained.recall_query, copy_context=copy_context,
+        batch_size=options.rows_at_once, spans_per_document=options.spans_per_document, **memory_fields(trained),
     )  # fmt: skip
     documents = [
         document

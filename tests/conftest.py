@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on a busy machine are a hundred times slower
@@ -25,6 +26,7 @@ from hmt.training.launch import make_accelerator
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
+gc.freeze()  # a measurement of memory collects garbage first: not among all that the libraries hold
 
 VOCAB = 300
 SMALL = {

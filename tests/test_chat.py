@@ -18,7 +18,7 @@ from hmt.chat import Chat
 from hmt.model.conversation import Conversation
 from hmt.model.loading import load
 from hmt.options import ChatOptions
-from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, random_ids
+from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids
 from tests.model.test_equivalence import assert_same_state
 from tests.test_remember import FLAGS
 
@@ -158,17 +158,19 @@ def test_the_command_line_talks_until_the_input_ends(
     figures = json.loads((tmp_path / "g.json").read_text())
     assert figures["prompt_tokens"] > len("Who?")
     assert 0 < figures["seconds_to_first_token"] <= figures["seconds"]
-    assert f"segment {figures['recalled'][0]['number']:>5}" in said
-    assert figures["recalled"][0]["text"]
-    status, said, complaint = run_cli(
-        "generate", *flags, "--num_recalled_tokens", 4, "--prompt", "What is it? It is what? " * 4, "--explain",
-        "--json", tmp_path / "g.json",
-    )  # fmt: skip
-    assert status == 0, complaint
-    figures = json.loads((tmp_path / "g.json").read_text())
-    parts = [part for segment in figures["recalled"] for part in segment["read_again"]]
-    assert parts
-    assert said.count("read again") == len(parts)
+    strongest = figures["recalled_segments"][0]
+    assert f"segment {strongest['number']:>5}" in said
+    assert strongest["text"]
+    assert figures["recalled"] == []
+
+
+def test_a_question_about_what_was_said_shows_where_it_was_said(capsys: Any) -> None:
+    chat = Chat(conversation(make_rolling(num_recalled_tokens=40, segment_length=80)), {"max_new_tokens": 5})
+    for line in ("The code of the safe is 4711.", "It rains.", "It snows.", "What is the code of the safe?"):
+        assert chat.handle(line)
+    capsys.readouterr()
+    assert chat.handle("/recall")
+    assert "The code of the safe is 4711." in capsys.readouterr().out
 
 
 def test_an_answer_ends_with_the_tokenizers_end_token_as_with_the_models_own(chat_dir: Path) -> None:

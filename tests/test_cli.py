@@ -31,8 +31,8 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert verb in done.stdout
-    assert "--mem_recall_context INT" in done.stdout
-    assert "Capacity N of the memory bank" in done.stdout
+    assert "--mem_recall_hidden_dim INT" in done.stdout
+    assert "Width H of the two recall projections." in done.stdout
 
 
 def test_the_library_imports_nothing_that_transformers_does_not() -> None:
@@ -130,7 +130,11 @@ MISTAKES = {
     "unknown hub model": ("evaluate --model_name nobody/nothing --task_name {task}", "no model 'nobody/nothing'"),
     "missing column": ("evaluate --task_name {root}/columns", "has no text column 'text'; it has body"),
     "not UTF-8": ("evaluate --task_name {root}/latin", "is not UTF-8 text: byte 3"),
-    "window too small": ("evaluate --segment_length 20", "segment_length must exceed 2 * num_memory_tokens"),
+    "window too small": ("evaluate --segment_length 5", "segment_length must be at least"),
+    "published window too small": (
+        "evaluate --config published --segment_length 20",
+        "segment_length must exceed 2 * num_memory_tokens",
+    ),
     "window too large": (
         "evaluate --model_name {backbone} --task_name {task} --segment_length 4000",
         "segment_length 4000 exceeds the 512 positions",
@@ -147,7 +151,7 @@ MISTAKES = {
     ),
     "damaged checkpoint": ("evaluate --load_from_ckpt {root}/damaged --task_name {task}", "cannot load"),
     "too long": ("evaluate --model_name {backbone} --task_name {task} --lengths 9k", "no document has 9216 tokens"),
-    "unknown row": ("evaluate --modes hmt,hmm", "modes must be of native, sliding, sinks, backbone"),
+    "unknown row": ("evaluate --modes hmt,hmm", "modes must be of full, recompute, sliding"),
     "no length": ("evaluate --lengths 1x", "'1x' is no number of tokens"),
     "no device": (
         "evaluate --model_name {backbone} --task_name {task} --device cuda:9",
@@ -222,13 +226,13 @@ def test_generate_streams_and_writes_json(backbone_dir: Path, tmp_path: Path, ru
     assert figures["text"].strip() in said
 
 
-def test_presets_go_by_name_and_fit_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    near = parse("train", ["--config", "near", "--seed", "3"])
-    assert (near.num_memory_tokens, near.recall_recency, near.distillation_weight, near.seed) == (4, 4.0, 1.0, 3)
-    reread = parse("evaluate", ["--config", "reread", "--modes", "episodic"])
-    assert (reread.mode, reread.segment_length, reread.fresh_tokens) == ("backbone", 1024, 128)
-    copying = parse("evaluate", ["--config", "copying", "--modes", "backbone,copying"])
-    assert (copying.mode, copying.fresh_tokens, copying.copy_context) == ("backbone", 64, 4)
+def test_a_preset_goes_by_name_and_fits_every_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb in ("evaluate", "train", "generate", "remember", "chat", "serve", "profile"):
+        needed = {"generate": ["--prompt", "a"], "remember": ["book.txt", "--out", "m"]}.get(verb, [])
+        published = parse(verb, [*needed, "--config", "published", "--num_sensory", "16"])
+        assert (published.sensory, published.memory_injection, published.num_sensory) == ("reread", "published", 16)
+        assert (published.recalled_tokens, published.prompt_tokens, published.sinks) == (0, 1, 0)
+    assert parse("evaluate", []).rolling
     monkeypatch.chdir(tmp_path)
-    Path("near").write_text("segment_length: 100\n")  # a file of one's own of that name comes first
-    assert parse("evaluate", ["--config", "near"]).segment_length == 100
+    Path("published").write_text("segment_length: 100\n")  # a file of one's own of that name comes first
+    assert parse("evaluate", ["--config", "published"]).segment_length == 100

@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_built_in_backbone_is_converted_once_and_reads(cache: Path) -> None:
-    settings = {"segment_length": 96, "num_sensory": 16}
+    settings = {"sensory": "reread", "segment_length": 96, "num_sensory": 16, "num_recalled_tokens": 0}
     HMTForCausalLM.from_backbone("smollm2-135m", **settings)
     (folder,) = cache.iterdir()
     assert (folder / "model.safetensors").stat().st_size > 500e6
@@ -51,6 +51,8 @@ def test_the_built_in_backbone_is_converted_once_and_reads(cache: Path) -> None:
     isolated = model.variant(mode="backbone", num_sensory=0)(ids, labels=ids, return_logits=False).loss.exp()
     assert backbone < isolated < 30
     assert untrained < 1.1 * backbone  # a gated memory starts close to its backbone
+    rolling = HMTForCausalLM.from_backbone(model.backbone, segment_length=96).eval()
+    assert rolling(ids, labels=ids, return_logits=False).loss.exp() < backbone  # no position is computed twice
     published = HMTForCausalLM.from_backbone(model.backbone, memory_injection="published", **settings).eval()
     assert published(ids, labels=ids, return_logits=False).loss.exp() > untrained
 
@@ -62,7 +64,9 @@ def test_the_built_in_backbone_is_converted_once_and_reads(cache: Path) -> None:
 @torch.no_grad()
 def test_what_holds_for_tiny_models_holds_for_a_real_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = HMTForCausalLM.from_backbone("smollm2-135m", segment_length=48, num_sensory=8).eval()
+    model = HMTForCausalLM.from_backbone(
+        "smollm2-135m", sensory="reread", segment_length=48, num_sensory=8, num_recalled_tokens=0
+    ).eval()
     tokenizer = load_tokenizer("smollm2-135m")
     ids = tokenizer(TEXT[:600], return_tensors="pt").input_ids
     count = ids.shape[1]

@@ -15,12 +15,12 @@ from hmt import HMTForCausalLM
 from hmt.evaluate import evaluate_rows
 from hmt.options import EvaluateOptions
 from hmt.text.batches import TokenDocument
-from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
+from tests.conftest import byte_tokenizer, make_backbone, make_model, make_rolling, random_ids
 
 
 def options(**fields: object) -> EvaluateOptions:
     """Options for the tiny model."""
-    return EvaluateOptions(segment_length=20, num_sensory=4, **fields)  # type: ignore[arg-type]
+    return EvaluateOptions(**{"sensory": "reread", "segment_length": 20} | fields)  # type: ignore[arg-type]
 
 
 def texts(*lengths: int) -> list[TokenDocument]:
@@ -60,50 +60,33 @@ def test_the_rows_read_as_they_are_named_with_one_window(tokenizer: PreTrainedTo
     assert by_name["hmt_previous"]["causal_tokens"] == by_name["hmt_previous"]["tokens"] == 40
 
 
-def test_recalled_tokens_make_a_row_of_their_own_and_leave_the_plain_ones_plain(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    names = "backbone,isolated,episodic,short_term,hmt"
-    plain, recalling = (
-        evaluate_rows(
-            make_model(num_recalled_tokens=count, recall_query="previous"), tokenizer, texts(150),
-            options(lengths="140", modes=modes, target_tokens=40, num_recalled_tokens=count),
-        )["rows"]
-        for count, modes in ((0, names.replace("episodic,", "")), (4, names))
-    )  # fmt: skip
-    losses = {row["row"]: row["loss"] for row in plain}
-    for row in recalling:
-        if row["row"] in ("backbone", "isolated", "short_term"):
-            assert row["loss"] == pytest.approx(losses[row["row"]])
-        assert row["causal_tokens"] == row["tokens"]
-    changed = {row["row"]: row["loss"] for row in recalling}
-    assert changed["episodic"] != pytest.approx(losses["backbone"])
-    assert changed["hmt"] != pytest.approx(losses["hmt"])
-    with pytest.raises(ValueError, match=r"the row episodic .* give --num_recalled_tokens"):
-        options(lengths="140", modes="episodic").check()
+def test_plain_rows_are_the_same_whatever_the_model_keeps_and_recalls(tokenizer: PreTrainedTokenizerFast) -> None:
+    chosen = options(lengths="120", modes="recompute,sliding,sinks,isolated,backbone", segment_length=40)
+    models = (
+        make_model(segment_length=40, num_sensory=32),
+        make_model(segment_length=40, num_sensory=32, num_memory_tokens=2, inject_autoencoder=False),
+        make_rolling(segment_length=40, num_sinks=4, num_recalled_tokens=10),
+        make_rolling(segment_length=40, num_sinks=4, num_recalled_tokens=0, num_memory_tokens=1),
+    )
+    found = [
+        {row["row"]: row["loss"] for row in evaluate_rows(model, tokenizer, texts(150), chosen)["rows"]}
+        for model in models
+    ]
+    for losses in found[1:]:
+        assert losses == pytest.approx(found[0], abs=1e-5)
+    assert len({round(loss, 3) for loss in found[0].values()}) == 5
 
 
-def test_copying_makes_rows_of_its_own_and_leaves_the_plain_ones_plain(tokenizer: PreTrainedTokenizerFast) -> None:
-    names = "backbone,isolated,copying,copy_shuffled,short_term,hmt"
-    plain, copying = (
-        evaluate_rows(
-            make_model(copy_context=count, recall_query="previous"), tokenizer, texts(150, 160),
-            options(lengths="140", modes=modes, target_tokens=40, copy_context=count),
-        )["rows"]
-        for count, modes in ((0, "backbone,isolated,short_term,hmt"), (3, names))
-    )  # fmt: skip
-    losses = {row["row"]: row["loss"] for row in plain}
-    changed = {row["row"]: row["loss"] for row in copying}
-    for row in ("backbone", "isolated", "short_term"):
-        assert changed[row] == pytest.approx(losses[row])
-    assert changed["hmt"] != pytest.approx(losses["hmt"])
-    assert len({losses["backbone"], changed["copying"], changed["copy_shuffled"]}) == 3
-    for row in ("copying", "copy_shuffled"):
-        with pytest.raises(ValueError, match=rf"the row {row} copies .* give --copy_context"):
-            options(lengths="140", modes=row).check()
-    shuffled = options(lengths="140", modes="copy_shuffled", target_tokens=40, copy_context=3)
-    with pytest.raises(ValueError, match=r"a shuffled memory needs a second text"):
-        evaluate_rows(make_model(copy_context=3), tokenizer, texts(150), shuffled)
+def test_a_rolling_window_is_divided_as_its_row_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    names = "sliding,sinks,recall,hmt_cache"
+    rows = evaluate_rows(make_rolling(), tokenizer, texts(90), options(lengths="80", modes=names, sensory="cache"))
+    by_name = {row["row"]: row for row in rows["rows"]}
+    assert {row["segment_length"] for row in by_name.values()} == {24}
+    # W = sinks + recalled passages + prompts + sensory tokens + the token that is read.
+    sensory = {"sliding": 24 - 1, "sinks": 24 - 3 - 1, "recall": 24 - 3 - 8 - 1, "hmt_cache": 24 - 3 - 8 - 2 - 1}
+    assert {name: row["num_sensory"] for name, row in by_name.items()} == sensory
+    assert {row["causal_tokens"] for row in by_name.values()} == {40}
+    assert by_name["sinks"]["positions_per_token"] == 1 < by_name["hmt_cache"]["positions_per_token"]
 
 
 def test_a_policy_is_chosen_when_a_model_is_evaluated(
@@ -111,7 +94,7 @@ def test_a_policy_is_chosen_when_a_model_is_evaluated(
 ) -> None:
     flags = (
         "--model_name", backbone_dir, "--task_name", task_dir, "--segment_length", 40, "--num_sensory", 4,
-        "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3, "--lengths", 600, "--target_tokens", 100,
+        "--sensory", "reread", "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3, "--lengths", 600, "--target_tokens", 100,
         "--mode", "hmt", "--memory_injection", "published", "--retention_protected", 1, "--json", tmp_path / "out.json",
     )  # fmt: skip
     losses = {}
@@ -125,9 +108,14 @@ def test_a_policy_is_chosen_when_a_model_is_evaluated(
     assert complaint.endswith("memory_policy must be one of fifo, usage, attention, merge, got 'newest'\n")
 
 
-def test_the_row_is_that_of_the_mode_where_none_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = evaluate_rows(make_model(), tokenizer, texts(90), options(lengths="80", mode="rmt"))["rows"]
-    assert [row["row"] for row in rows] == ["rmt"]
+@pytest.mark.parametrize(
+    ("fields", "row"),
+    [({"mode": "rmt"}, "rmt"), ({}, "hmt"), ({"sensory": "cache"}, "recall"),
+     ({"sensory": "cache", "num_recalled_tokens": 0}, "sinks"), ({"sensory": "cache", "num_memory_tokens": 1}, "hmt_cache")],
+    ids=str,
+)  # fmt: skip
+def test_the_row_is_that_of_the_model_where_none_is_named(fields: dict[str, Any], row: str) -> None:
+    assert options(**fields).rows == [row]
 
 
 def test_spans_side_by_side_score_as_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -154,8 +142,9 @@ def replicas(backbone_dir: Path, tmp_path: Path) -> list[Path]:
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = HMTForCausalLM.from_backbone(
-            str(backbone_dir), segment_length=32, num_sensory=4, mem_recall_hidden_dim=16, memory_gain=2.0
-        )
+            str(backbone_dir), sensory="reread", segment_length=32, num_sensory=4, mem_recall_hidden_dim=16,
+            memory_gain=2.0, num_recalled_tokens=0,
+        )  # fmt: skip
         model.memory.injection.base.data.normal_()
         model.save_pretrained(tmp_path / f"seed-{seed}")
         byte_tokenizer().save_pretrained(tmp_path / f"seed-{seed}")

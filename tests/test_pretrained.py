@@ -69,7 +69,7 @@ def test_a_bos_that_marks_turns_is_no_neutral_prompt(template: str | None, marks
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
-    model = HMTForCausalLM.from_backbone(tmp_path)
+    model = HMTForCausalLM.from_backbone(tmp_path, num_memory_tokens=1)
     table = model.embedding_table
     expected = table.mean(dim=0) if marks else table[model.config.bos_token_id]
     torch.testing.assert_close(model.memory.injection.base[0], expected)

@@ -14,9 +14,9 @@ from hmt.evaluation import speed
 from hmt.evaluation.speed import Material
 from hmt.options import ProfileOptions
 from hmt.profile import fit_of, predicted_seconds
-from tests.conftest import make_backbone
+from tests.conftest import byte_tokenizer, make_backbone
 
-FLAGS = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
+FLAGS = ("--segment_length", 40, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
 MEASURED = (
     "tokens_per_second", "seconds_to_first_token", "seconds_after_reading", "ms_per_token", "ms_per_token_mean",
     "peak_mb", "held_bytes", "flops", "fraction_of_floor", "seconds",
@@ -36,12 +36,12 @@ def test_every_row_is_measured_at_every_length_and_shown(
 ) -> None:
     status, said, complaint = run_cli(
         "profile", "--model_name", backbone_dir, "--task_name", task_dir, *FLAGS, "--lengths", "60,100,140",
-        "--chunk_tokens", 32, "--new_tokens", 4, "--question_tokens", 3, "--json", tmp_path / "p.json",
+        "--modes", "sinks,recall,hmt,rmt,full_attention", "--chunk_tokens", 32, "--new_tokens", 4, "--question_tokens", 3, "--json", tmp_path / "p.json",
         "--plot", tmp_path / "p.png",
     )  # fmt: skip
     assert status == 0, complaint
     figures = json.loads((tmp_path / "p.json").read_text())
-    names = ["hmt", "rmt", "full_attention", "sliding_cache", "sink_cache"]
+    names = ["sinks", "recall", "hmt", "rmt", "full_attention"]
     assert [(row["row"], row["length"]) for row in figures["rows"]] == [(n, t) for t in (60, 100, 140) for n in names]
     for row in figures["rows"]:
         assert all(row[name] > 0 for name in MEASURED)
@@ -50,7 +50,7 @@ def test_every_row_is_measured_at_every_length_and_shown(
         )
     held = {(row["row"], row["length"]): row["held_bytes"] for row in figures["rows"]}
     assert held["full_attention", 140] == 140 / 60 * held["full_attention", 60]
-    assert held["sink_cache", 140] == held["sink_cache", 60]
+    assert held["hmt", 140] < held["full_attention", 60]
     assert {fit["row"] for fit in figures["fits"]} == set(names)
     assert figures["environment"]["torch"]
     assert "R^2" in said
@@ -64,8 +64,8 @@ def test_every_row_is_measured_at_every_length_and_shown(
 
 def test_a_row_has_a_process_and_its_memory_to_itself(backbone_dir: Path, task_dir: Path) -> None:
     options = ProfileOptions(
-        model_name=str(backbone_dir), task_name=str(task_dir), lengths="40", modes="hmt", new_tokens=2,
-        segment_length=20, num_sensory=4,
+        model_name=str(backbone_dir), task_name=str(task_dir), lengths="40", modes="recall", new_tokens=2,
+        segment_length=20,
     )  # fmt: skip
     figures, _ = profile.run(options)
     assert figures["matmul_flops_per_second"] > 0
@@ -131,16 +131,16 @@ def test_a_fit_says_what_a_token_costs() -> None:
     assert fit_of("hmt", rows[:2]) is None
 
 
-def test_a_backbone_without_rotary_positions_leaves_its_window_out(tmp_path: Path, task_dir: Path) -> None:
-    from tests.conftest import byte_tokenizer
-
+@pytest.mark.usefixtures("in_this_process")
+def test_a_backbone_whose_positions_end_leaves_longer_texts_out(tmp_path: Path, task_dir: Path) -> None:
     make_backbone("gpt2").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     options = ProfileOptions(
-        model_name=str(tmp_path), task_name=str(task_dir), lengths="600", modes="sink_cache,full_attention",
-        new_tokens=2, segment_length=20, num_sensory=4,
+        model_name=str(tmp_path), task_name=str(task_dir), lengths="600", modes="hmt,full_attention,sinks",
+        new_tokens=2, segment_length=40,
     )  # fmt: skip
     material = speed.prepare(options)
-    rows = [profile._measured(options, row, 600, material, []) for row in options.rows]
-    assert "has no rotary positions" in rows[0]["skipped"]
-    assert "skipped" in rows[1]  # learned positions end at 512
+    hmt, full, sinks = (profile._measured(options, row, 600, material, []) for row in options.rows)
+    assert hmt["tokens_per_second"] > 0
+    assert "skipped" in full  # learned positions end at 512
+    assert "skipped" in sinks  # and cannot be moved

@@ -229,7 +229,7 @@ def test_the_other_parts_run_together(hub: Path, capsys: Any) -> None:
     assert found["test"]["timing"]["read_seconds"] > 0
     assert "time of a batch of test samples: summary" in said
     for one in (found, found["test"]):
-        assert 0 < one["autoencoder_error"] < 1
+        assert 0 < one["bottleneck_error"] < 1
     map_only = ("--train_memory_map", "--load_from_ckpt", "ckpt", "--save_ckpt", "mapped", "--json", figures)
     assert published(line, *map_only) == 0
     assert json.loads(figures.read_text())["trainable_parameters"] == 32 * 32

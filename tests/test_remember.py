@@ -19,7 +19,14 @@ from hmt.text import stream
 from tests.conftest import make_backbone
 from tests.model.test_equivalence import assert_same_state
 
-FLAGS = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
+FLAGS = (
+    "--sensory", "reread", "--num_recalled_tokens", 0, "--segment_length", 20, "--num_sensory", 4,
+    "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5,
+)  # fmt: skip
+"""Settings with re-encoded sensory tokens and memory embeddings."""
+
+ROLLING = ("--segment_length", 60, "--num_recalled_tokens", 30, "--mem_recall_context", 5)
+"""Settings with a rolling cache and text recall, the default."""
 
 
 @pytest.fixture
@@ -30,42 +37,56 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
-def expected_state(backbone_dir: Path, text: str) -> MemoryState:
+def expected_state(backbone_dir: Path, text: str, flags: tuple[Any, ...] = FLAGS) -> MemoryState:
     """The state of reading a text in one call."""
     torch.manual_seed(0)
-    fields = {flag.removeprefix("--"): value for flag, value in zip(FLAGS[::2], FLAGS[1::2], strict=True)}
+    fields = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
     model = HMTForCausalLM.from_backbone(backbone_dir, **fields).eval()
     return model.remember(load_tokenizer(str(backbone_dir))(text, return_tensors="pt").input_ids)
 
 
+@pytest.mark.parametrize("flags", [FLAGS, ROLLING], ids=["reread", "cache"])
 @pytest.mark.parametrize("part", [100_000, 50])
 def test_a_book_becomes_a_file(
-    part: int, book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    part: int,
+    flags: tuple[Any, ...],
+    book: Path,
+    backbone_dir: Path,
+    tmp_path: Path,
+    run_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream, "PART_CHARACTERS", part)
     monkeypatch.setattr(stream, "MARGIN_CHARACTERS", part // 2)
     out = tmp_path / "book.memory"
     status, said, complaint = run_cli(
-        "remember", book, "--model_name", backbone_dir, *FLAGS, "--out", out, "--json", tmp_path / "r.json"
+        "remember", book, "--model_name", backbone_dir, *flags, "--out", out, "--json", tmp_path / "r.json"
     )
     assert status == 0, complaint
-    assert "5 memory embeddings in" in said
+    assert "5 segments in" in said
     figures = json.loads((tmp_path / "r.json").read_text())
     assert figures["new_tokens"] == len(book.read_text())
     assert figures["file_bytes"] == out.stat().st_size
-    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+    assert figures["segments"] == 5
+    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text(), flags))
 
 
+@pytest.mark.parametrize("flags", [FLAGS, ROLLING], ids=["reread", "cache"])
 def test_a_stream_is_appended_to_what_is_there(
-    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    flags: tuple[Any, ...],
+    book: Path,
+    backbone_dir: Path,
+    tmp_path: Path,
+    run_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "book.memory"
     halves = book.read_text()[:401], book.read_text()[401:]
     for half in halves:
         monkeypatch.setattr(sys, "stdin", io.StringIO(half))
-        status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *FLAGS, "--out", out, "--append")
+        status, _, complaint = run_cli("remember", "-", "--model_name", backbone_dir, *flags, "--out", out, "--append")
         assert status == 0, complaint
-    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text()))
+    assert_same_state(MemoryState.load(out), expected_state(backbone_dir, book.read_text(), flags))
 
 
 def test_an_interrupted_stream_keeps_all_that_came(
@@ -141,6 +162,23 @@ def test_generation_goes_on_from_the_file(book: Path, backbone_dir: Path, tmp_pa
     assert made[0] == made[1]
 
 
+def test_an_answer_from_a_file_shows_the_line_that_the_prompt_asks_for(
+    book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    model = ("--model_name", backbone_dir, *ROLLING[:-1], 1000)
+    run_cli("remember", book, *model, "--out", tmp_path / "book.memory")
+    status, said, complaint = run_cli(
+        "generate", *model, "--memory", tmp_path / "book.memory", "--prompt", "What is Line 7 of", "--explain",
+        "--max_new_tokens", 3, "--json", tmp_path / "g.json",
+    )  # fmt: skip
+    assert status == 0, complaint
+    recalled = json.loads((tmp_path / "g.json").read_text())["recalled"]
+    assert any("Line 7 of" in passage["text"] for passage in recalled)
+    for passage in recalled:
+        assert book.read_text()[passage["start"] : passage["start"] + passage["tokens"]] == passage["text"]
+        assert all(line in said for line in passage["text"].strip().splitlines())
+
+
 def test_a_memory_of_another_model_is_refused(book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
     make_backbone(seed=1).save_pretrained(tmp_path / "other")
     load_tokenizer(str(backbone_dir)).save_pretrained(tmp_path / "other")
@@ -170,7 +208,7 @@ def test_what_is_kept_is_told_a_line_a_segment(book: Path, backbone_dir: Path, t
     assert [one["usage"] for one in kept] == pytest.approx(state.bank.usage[0].tolist())
     assert "".join(one["text"] for one in kept) in book.read_text()
     closing, *lines = said.splitlines()
-    assert "5 memory embeddings in" in closing
+    assert "5 segments in" in closing
     assert len(lines) == 5
     for line, one in zip(lines, kept, strict=True):
         assert line.split()[:4] == ["segment", str(one["segment"]), "usage", f"{one['usage']:.3f}"]

@@ -57,6 +57,8 @@ def make_model(task: Task, mode: str, seed: int, recipe: Recipe, **fields: Any) 
     )  # fmt: skip
     settings: dict[str, Any] = {
         "mode": mode,
+        "sensory": "reread",
+        "num_recalled_tokens": 0,
         "segment_length": SEGMENT_TOKENS + 2 + (0 if mode == "rmt" else recipe.num_sensory),
         "num_sensory": recipe.num_sensory,
         "sum_fraction": task.question_tokens / SEGMENT_TOKENS,

@@ -34,6 +34,8 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
         "task_name": options.task_name,
         "seed": options.seed,
         "dtype": "bfloat16",
+        "sensory": "reread",  # with a cache there is nothing to train
+        "num_recalled_tokens": 0,
     }
     scoring = EvaluateOptions(
         **shared,
@@ -67,7 +69,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     figures = {"options": asdict(options), "spans": before["spans"], "rows": rows, "training": fitted}
     with atomic_file(options.out / "results.json") as file:
         file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
-    title = f"{options.model_name} on {options.task_name}, window {scoring.segment_length}"
+    title = f"{options.model_name} on {options.task_name}, window {scoring.window}"
     material = Material()
     add_figures(material, "results", figures)
     write_report(title, material, options.out)

@@ -95,12 +95,12 @@ def _summary(state: MemoryState, before: int, meter: Meter, out: Path) -> tuple[
         "seconds": meter.seconds,
         "tokens_per_second": rate,
         "peak_bytes": meter.peak_bytes,
-        "memory_embeddings": int(state.bank.valid.sum()),
+        "segments": len(state.bank.segments[state.bank.valid].unique()),
         "file_bytes": file_bytes,
     }
     closing = (
         f"read {tokens - before:,} tokens ({rate:.0f}/s), {tokens:,} in all; "
-        f"{figures['memory_embeddings']} memory embeddings in {out} ({file_bytes / 1e3:.0f} kB)"
+        f"{figures['segments']} segments in {out} ({file_bytes / 1e3:.0f} kB)"
     )
     return figures, closing
 

@@ -72,7 +72,7 @@ def _run(options: TrainOptions, keep: bool) -> tuple[dict[str, Any], str]:
         validation = texts.held_out("validation", longest, options.eval_samples)
     learnt = texts.train()
     config = model.config
-    if isinstance(learnt[0], TokenQuestion) and config.queries and config.recall_query == "prefix":
+    if isinstance(learnt[0], TokenQuestion) and config.query == "prefix":
         logger.warning(
             "an answer within the first %d tokens of its segment is part of what that segment asks the memory with, "
             "and will not be when answers are written: --recall_query previous asks alike in both",

@@ -45,7 +45,9 @@ def question(number: int, **fields: Any) -> Question:
 
 def ask(model: HMTForCausalLM, questions: list[Question], tokenizer: Any, **fields: Any) -> QuestionScores:
     """The scores of one checkpoint."""
-    options = EvaluateOptions(**{"segment_length": 20, "num_sensory": 4, "modes": ROWS, "max_new_tokens": 8} | fields)
+    options = EvaluateOptions(
+        **{"sensory": "reread", "segment_length": 20, "modes": ROWS, "max_new_tokens": 8} | fields
+    )
     scores = QuestionScores(questions, options, tokenizer)
     scores.measure(model, options.rows, None)
     return scores
@@ -175,7 +177,7 @@ def test_accuracy_is_given_for_each_length_and_depth(
 
 
 def test_rows_that_write_nothing_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    for row in ("native", "hmt_shuffled"):
+    for row in ("full", "hmt_shuffled"):
         with pytest.raises(ValueError, match=f"row {row} scores text and answers no questions"):
             ask(make_model(), [question(0)], tokenizer, modes=f"hmt,{row}")
 
@@ -188,17 +190,17 @@ def test_a_task_of_questions_is_answered_by_the_command(backbone_dir: Path, tmp_
     ]  # fmt: skip
     (tmp_path / "questions.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, said, complaint = run_cli(
-        "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 32, "--num_sensory", 4,
-        "--modes", "backbone,hmt", "--max_questions", 2, "--max_new_tokens", 5, "--json", tmp_path / "figures.json",
+        "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 40, "--num_sensory", 4,
+        "--modes", "sinks,recall", "--max_questions", 2, "--max_new_tokens", 5, "--json", tmp_path / "figures.json",
         "--predictions", tmp_path / "predictions.jsonl",
     )  # fmt: skip
     assert status == 0, complaint
     assert "2 question(s)" in said
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [(row["row"], row["questions"]) for row in figures["rows"]] == [("backbone", 2), ("hmt", 2)]
+    assert [(row["row"], row["questions"]) for row in figures["rows"]] == [("sinks", 2), ("recall", 2)]
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [(line["row"], line["name"]) for line in lines] == [
-        ("backbone", "q0"), ("backbone", "q1"), ("hmt", "q0"), ("hmt", "q1"),
+        ("sinks", "q0"), ("sinks", "q1"), ("recall", "q0"), ("recall", "q1"),
     ]  # fmt: skip
     assert {line["answers"][0] for line in lines} == {"yes"}
     assert {"commit", "command", "config", "environment", "model", "checkpoints"} <= figures.keys()

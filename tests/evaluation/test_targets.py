@@ -12,16 +12,18 @@ from transformers import PreTrainedTokenizerFast
 
 from hmt.evaluate import describe, evaluate_rows, table
 from hmt.evaluation.targets import TargetScores, text_bytes
-from hmt.options import BASELINES, ROWS, EvaluateOptions
+from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import TokenDocument
 from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
-EVERY_ROW = (*BASELINES, *ROWS)
+EVERY_ROW = tuple(ROWS)
 
 
 def options(**fields: Any) -> EvaluateOptions:
     """Options for the tiny model, checked."""
-    chosen = EvaluateOptions(**{"segment_length": 20, "num_sensory": 4, "lengths": "40,80"} | fields)
+    chosen = EvaluateOptions(
+        **{"sensory": "reread", "segment_length": 20, "num_sensory": 4, "lengths": "40,80"} | fields
+    )
     chosen.check()
     return chosen
 
@@ -37,8 +39,8 @@ def by_row(figures: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def test_every_row_scores_the_same_targets_at_every_length(tokenizer: PreTrainedTokenizerFast) -> None:
-    chosen = options(modes=",".join(EVERY_ROW), num_recalled_tokens=2, copy_context=2)
-    figures = evaluate_rows(make_model(num_recalled_tokens=2, copy_context=2), tokenizer, texts(90, 100), chosen)
+    chosen = options(modes=",".join(EVERY_ROW), reference="backbone", ngram_cache=2)
+    figures = evaluate_rows(make_model(ngram_cache=2), tokenizer, texts(90, 100), chosen)
     rows = by_row(figures)
     assert list(rows) == [(row, length) for row in EVERY_ROW for length in (40, 80)]
     assert {row["tokens"] for row in rows.values()} == {40}
@@ -51,39 +53,39 @@ def test_every_row_scores_the_same_targets_at_every_length(tokenizer: PreTrained
         assert row["delta_high"] >= row["delta_percent"] - 1e-9
     assert rows["backbone", 80]["delta_high"] == 0
     # Windows of raw text read no more than they need, and score the same whatever stands before.
-    assert rows["sliding", 40]["ppl"] == pytest.approx(rows["sliding", 80]["ppl"])
-    assert rows["sliding", 80]["read_tokens"] == 20 + 11
+    assert rows["recompute", 40]["ppl"] == pytest.approx(rows["recompute", 80]["ppl"])
+    assert rows["recompute", 80]["read_tokens"] == 20 + 11
     assert rows["sinks", 40]["ppl"] != pytest.approx(rows["sinks", 80]["ppl"])
-    assert rows["native", 80]["read_tokens"] == 80
-    assert rows["native", 80]["ppl_second_half"] == pytest.approx(rows["native", 80]["ppl"])
+    assert rows["full", 80]["read_tokens"] == 80
+    assert rows["full", 80]["ppl_second_half"] == pytest.approx(rows["full", 80]["ppl"])
     assert rows["hmt", 80]["second_half_tokens"] < rows["hmt", 80]["tokens"]
-    assert rows["native", 80]["ppl_last_segment_mean"] is None
+    assert rows["full", 80]["ppl_last_segment_mean"] is None
     lines = table(figures["rows"]).splitlines()
     assert len(lines) == 2 + len(rows)
-    assert max(map(len, lines)) <= 100
-    low, high = rows["native", 40]["ppl_low"], rows["native", 40]["ppl_high"]
+    assert max(map(len, lines)) <= 110
+    low, high = rows["full", 40]["ppl_low"], rows["full", 40]["ppl_high"]
     assert f" {low:.0f} to {high:.0f} " in lines[2]
 
 
 @torch.no_grad()
-def test_the_native_row_is_the_backbone_on_the_whole_context(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_full_row_is_the_backbone_on_the_whole_context(tokenizer: PreTrainedTokenizerFast) -> None:
     (document,) = documents = texts(90)
-    row = by_row(evaluate_rows(make_model(), tokenizer, documents, options(modes="native")))["native", 80]
+    row = by_row(evaluate_rows(make_model(), tokenizer, documents, options(modes="full")))["full", 80]
     logits = make_backbone()(document.ids[None, :80]).logits[0]
     nll = torch.nn.functional.cross_entropy(logits[59:79], document.ids[60:80])
     assert row["ppl"] == pytest.approx(math.exp(float(nll)), rel=1e-4)
     assert row["segment_length"] == 512
 
 
-def test_two_speeds_and_the_autoencoder_say_what_they_do(tokenizer: PreTrainedTokenizerFast) -> None:
-    chosen = options(modes="sliding,hmt,hmt_dynamic", inject_autoencoder=True)
+def test_two_speeds_and_the_bottleneck_say_what_they_do(tokenizer: PreTrainedTokenizerFast) -> None:
+    chosen = options(modes="recompute,hmt,hmt_dynamic", inject_autoencoder=True)
     figures = evaluate_rows(make_model(inject_autoencoder=True), tokenizer, texts(90, 100), chosen)
     rows = by_row(figures)
     assert rows["hmt_dynamic", 80]["second_half_tokens"] == 0  # segments differ in length
     assert rows["hmt_dynamic", 80]["tokens"] == rows["hmt", 80]["tokens"]
     assert rows["hmt_dynamic", 80]["ppl"] != rows["hmt", 80]["ppl"]
-    assert 0 < rows["hmt", 80]["autoencoder_error"] < 1
-    assert "autoencoder_error" not in rows["sliding", 80]
+    assert 0 < rows["hmt", 80]["bottleneck_error"] < 1
+    assert "bottleneck_error" not in rows["recompute", 80]
 
 
 def test_what_two_speeds_recalled_is_the_text_of_their_own_segments(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -209,11 +211,12 @@ def test_what_was_recalled_can_be_drawn(tokenizer: PreTrainedTokenizerFast) -> N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"modes": "hmt,sideways"}, "modes must be of native, .*got 'sideways'"),
+        ({"modes": "hmt,sideways"}, "modes must be of full, .*got 'sideways'"),
         ({"reference": "rmt"}, r"reference must be one of the rows \(hmt\), got 'rmt'"),
         ({"modes": "sinks", "stride": 17}, "stride must be at most 10"),
         ({"stride": 21}, "stride must be at most 10"),
-        ({"modes": "sinks", "num_sinks": 20}, "num_sinks must lie between 0 and"),
+        ({"sensory": "cache", "num_sinks": 20}, "segment_length must be at least"),
+        ({"modes": "ngram"}, "give --ngram_cache"),
         ({"match_budget": True}, "give one as --load_from_ckpt"),
         ({"replicas": "b"}, "give one as --load_from_ckpt"),
     ],

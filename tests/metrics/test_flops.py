@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hmt.model.peers import CachedText
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmt.metrics.flops import BackboneCost, cached_flops, matmul_rate, reading_flops
+from hmt.metrics.flops import BackboneCost, full_flops, matmul_rate, reading_flops
 from hmt.model.backbone import body, head
-from tests.conftest import make_backbone, make_model, random_ids
+from tests.conftest import make_backbone, make_model, make_rolling, random_ids
 
 
 def counted(work: Any) -> int:
@@ -59,33 +58,41 @@ def test_reading_costs_what_its_windows_summaries_and_recalls_say(fields: dict[s
     hook.remove()
     expected = reading_flops(model, ids.shape[1])
     assert expected is not None
-    needed = all_pairs(expected, cost, windows)
-    # The first window is as wide as the others, with its sensory tokens missing.
-    whole, first = config.segment_length, config.segment_length - config.max_sensory
-    wider = cost.body(whole) - cost.body(first) if config.prompt_tokens else 0
-    assert torch_counts == needed + wider
+    assert torch_counts == all_pairs(expected, cost, windows)
     assert (expected > 0) == (config.mode != "backbone")  # which remembers tokens, and reads nothing for it
 
 
-@pytest.mark.parametrize(("window", "sinks"), [(None, 0), (12, 3)])
-def test_a_cache_costs_what_its_parts_say(window: int | None, sinks: int) -> None:
-    backbone = make_backbone()
-    backbone.set_attn_implementation("eager")
-    cost = BackboneCost.of(backbone)
+def test_a_rolling_cache_costs_what_the_pairs_in_its_window_say() -> None:
+    model = make_rolling(read_chunk_tokens=7)
+    model.backbone.set_attn_implementation("eager")
+    cost, config, length = BackboneCost.of(model.backbone), model.config, 60
     assert cost is not None
-    cached = CachedText(backbone, window, sinks)
-    got = counted(lambda: cached.read(random_ids(1, 42), 4))
-    expected = cached_flops(backbone, 42, window, 4)
-    assert expected is not None
-    parts = [4] * 10 + [2]
-    assert got == all_pairs(expected, cost, parts)
+    pairs = 0  # that torch counts: every new position with every slot, in sight or not
+    attend = model.backbone.base_model.forward
+
+    def noted(**given: Any) -> Any:
+        nonlocal pairs
+        new = given["inputs_embeds"].shape[1]
+        pairs += new * (given["past_key_values"].get_seq_length() + new)
+        return attend(**given)
+
+    model.remember(random_ids(1, 1))  # what is done once a model is not counted
+    model.backbone.base_model.forward = noted  # type: ignore[method-assign]
+    torch_counts = counted(lambda: model.remember(random_ids(1, length)))
+    in_sight = sum(
+        position - other <= config.sensory_tokens or other < config.sinks
+        for position in range(length)
+        for other in range(position + 1)
+    )
+    assert pairs > in_sight
+    assert torch_counts - cost.pair * (pairs - in_sight) == reading_flops(model, length)
 
 
 def test_no_floor_where_tokens_pass_through_some_experts_only() -> None:
     backbone = make_backbone()
     backbone.config.num_local_experts = 4
     assert BackboneCost.of(backbone) is None
-    assert cached_flops(backbone, 10, None, 5) is None
+    assert full_flops(backbone, 10) is None
 
 
 def test_the_machine_multiplies_at_some_rate() -> None:

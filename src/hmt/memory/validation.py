@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmt.memory.bank import NO_TOKEN, Bank
-from hmt.memory.state import MemoryState, ModelIdentity
+from hmt.memory.identity import ModelIdentity
 
 MAX_IDENTITY_CHARACTERS = 100_000
 """Length of a plausible identity."""
@@ -54,8 +54,8 @@ WINDOW = {
 OPTIONAL = {"asked"}
 
 
-def state_from(tensors: dict[str, Tensor], model: str) -> MemoryState:
-    """A state from the tensors of a memory file and the identity (JSON) in its metadata.
+def state_fields(tensors: dict[str, Tensor], model: str) -> dict[str, Any]:
+    """The fields of a state, from the tensors of a memory file and the identity (JSON) in its metadata.
 
     Raises:
         ValueError: If anything is missing, unknown, of a wrong type or shape, out of range or not finite; names it.
@@ -79,8 +79,8 @@ def state_from(tensors: dict[str, Tensor], model: str) -> MemoryState:
     bank["tokens"] = bank["tokens"].to(torch.int32)
     bank["merged"] = bank["merged"].to(torch.int32)
     bank["segments"] = bank["segments"].long()
-    kept: Any = {name: value if value.dtype == torch.bool else value.long() for name, value in own.items()}
-    return MemoryState(bank=Bank(**bank), model=_identity(model), window=window, extras=extras, **kept)
+    kept = {name: value if value.dtype == torch.bool else value.long() for name, value in own.items()}
+    return {"bank": Bank(**bank), "model": _identity(model), "window": window, "extras": extras, **kept}
 
 
 def _group(

@@ -123,10 +123,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = Non
     Args:
         device: Where to multiply.
         dtype: Of the matrices.
-        size: Rows and columns; by default 2,048, on accelerators 8,192.
+        size: Rows and columns; by default 1,024, on accelerators 8,192.
         rounds: How often it is measured.
     """
-    size = size or (2048 if device.type == "cpu" else 8192)
+    size = size or (1024 if device.type == "cpu" else 8192)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(rounds + 1):  # the first warms up

@@ -48,10 +48,11 @@ from transformers.generation import BaseStreamer
 from hmt.config import MemoryConfig, identity_settings
 from hmt.extensions import Extension, enabled_extensions
 from hmt.memory.bank import NO_TOKEN
+from hmt.memory.identity import ModelIdentity
 from hmt.memory.passages import Passage, TokenTables, choose_passages, note_use, query_of
 from hmt.memory.recall import Memory
 from hmt.memory.rows import pack, take
-from hmt.memory.state import MemoryState, ModelIdentity
+from hmt.memory.state import MemoryState
 from hmt.memory.window import PROMPT, RECALLED, TOKEN, StateWindow, Window
 from hmt.model import adapter, checkpoint, generation, losses, restore
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from hmt.config import MEMORY_FIELDS, as_first_written, fields_with, memory_fields
-from hmt.memory.state import comparable, same_weights
+from hmt.memory.identity import comparable, same_weights
 from hmt.model.adapter import ADAPTER_FOLDER, ADAPTER_PREFIX, freeze_backbone, load_adapter
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.identity import backbone_weights, keep_digests, source_digest

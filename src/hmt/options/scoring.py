@@ -149,7 +149,9 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     @property
     def rows(self) -> list[str]:
         """The rows of the table, each once."""
-        own = self.mode if self.sensory == "reread" or self.mode != "hmt" else "hmt_cache" if self.recalls else "sinks"
+        own: str = self.mode
+        if self.rolling and self.mode == "hmt":
+            own = "hmt_cache" if self.recalls else "recall" if self.recalled_tokens else "sinks"
         named = [row.strip() for row in (self.modes or own).split(",") if row.strip()]
         return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
 
