@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hmt.model.writing import SegmentWriter
+
 from transformers import GenerationConfig
 
 from hmt import HMTForCausalLM, MemoryState
