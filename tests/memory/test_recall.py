@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hmt.config import MemoryConfig
 from hmt.memory.bank import Bank
-from hmt.memory.recall import GatedInjection, Memory, Nearness, PublishedInjection, Recall
+from hmt.memory.recall import GatedInjection, Memory, PublishedInjection, Recall
 
 
 def bank_of(embeddings: torch.Tensor, counts: list[int]) -> Bank:
@@ -51,41 +53,6 @@ def test_a_bias_is_a_factor_of_the_recall_weights() -> None:
     torch.testing.assert_close(biased, torch.tensor([0, 2, 1]) * plain / (2 * plain[1] + plain[2]))
 
 
-def segments_of(counts: list[int], each: int) -> Bank:
-    """A bank to which each row added so many segments of `each` embeddings."""
-    bank = Bank.empty(len(counts), 4, 1, torch.device("cpu"), torch.float32)
-    for number in range(max(counts)):
-        rows, numbers = torch.tensor(counts) > number, torch.full((len(counts),), number)
-        bank = bank.append(torch.randn(len(counts), each, 4), rows, numbers, torch.zeros(len(counts), 1))
-    return bank
-
-
-@torch.no_grad()
-def test_a_near_recall_starts_with_its_own_place_in_the_last_segment() -> None:
-    nearness = Nearness(2, 4.0)
-    bank = segments_of([5, 2], each=2)
-    added = nearness(bank)
-    assert added.shape == (2, 2, 10)
-    ages = torch.tensor([5, 5, 4, 4, 3, 3, 2, 2, 1, 1]).log()
-    own = 4.0 * torch.tensor([[1, 0] * 5, [0, 1] * 5])
-    torch.testing.assert_close(added[0], own - 4.0 * ages)
-    torch.testing.assert_close(added[1, :, :4], own[:, :4] - 4.0 * ages[-4:])
-    cut = nearness(bank.keep(bank.valid & (torch.arange(10) > 0), 9))  # fifo may take half of the oldest segment
-    torch.testing.assert_close(cut[0], added[0, :, 1:])
-
-
-@torch.no_grad()
-def test_nearness_counts_beside_content_and_not_in_the_uniform_control() -> None:
-    torch.manual_seed(0)
-    summary, bank = torch.randn(1, 2, 4), segments_of([3], each=2)
-    recall = Recall(4, 4, Nearness(2, 3.0))
-    plain = Recall(4, 4)
-    plain.load_state_dict(recall.state_dict(), strict=False)
-    torch.testing.assert_close(recall.logits(summary, bank), plain.logits(summary, bank) + recall.nearness(bank))
-    recall.uniform = True
-    assert recall.logits(summary, bank).unique().tolist() == [0.0]
-
-
 @torch.no_grad()
 def test_a_published_prompt_is_the_recalled_embedding_on_both_sides() -> None:
     injection = PublishedInjection(1, 4)
@@ -110,36 +77,37 @@ def test_a_gated_prompt_stays_the_size_of_a_token_embedding_whatever_is_recalled
     assert torch.equal(nothing[0, 0], base)
 
 
-def test_what_a_bank_of_tokens_lacks_is_not_chosen_by() -> None:
-    with pytest.raises(
-        ValueError, match="memory_policy merge compares memory embeddings, which mode backbone has none of"
-    ):
-        Memory(MemoryConfig(mode="backbone", num_recalled_tokens=4, memory_policy="merge"), 8)
-    Memory(MemoryConfig(mode="backbone", memory_policy="merge"), 8)  # there is no bank at all
-    with pytest.raises(ValueError, match="recall_selection attention compares memory embeddings"):
-        MemoryConfig(mode="backbone", num_recalled_tokens=4, recall_selection="attention").check()
+@pytest.mark.parametrize("policy", ["attention", "merge"])
+def test_a_bank_of_tokens_has_no_policy_that_compares_embeddings(policy: str) -> None:
+    with pytest.raises(ValueError, match=f"memory_policy {policy}"):
+        Memory(MemoryConfig(memory_policy=policy), 8)  # a rolling cache has no memory embeddings by default
+    Memory(MemoryConfig(memory_policy=policy, num_memory_tokens=1), 8)
+    Memory(MemoryConfig(mode="backbone", memory_policy=policy), 8)  # there is no bank at all
 
 
-def test_recalled_tokens_count_in_the_window() -> None:
-    config = MemoryConfig(num_recalled_tokens=20)
-    assert config.fresh_tokens == 256 - 2 - 32 - 20
-    assert MemoryConfig(mode="backbone", num_recalled_tokens=20).fresh_tokens == 256 - 32 - 20
-    assert MemoryConfig(mode="short_term", num_recalled_tokens=20).fresh_tokens == 256 - 2 - 32
-    with pytest.raises(ValueError, match=r"num_sensory \+ num_recalled_tokens \(256\), got 256"):
-        MemoryConfig(num_recalled_tokens=222).check()
+def test_the_parts_of_a_rolling_window_fill_it() -> None:
+    config = MemoryConfig(segment_length=256)
+    assert (config.sinks, config.recalled_tokens, config.sensory_tokens, config.prompt_tokens) == (4, 64, 187, 0)
+    assert MemoryConfig(segment_length=256, mode="backbone").sensory_tokens == 251
+    assert MemoryConfig(segment_length=256, num_memory_tokens=2).sensory_tokens == 183
+    with pytest.raises(ValueError, match="num_recalled_tokens"):
+        MemoryConfig(segment_length=256, num_recalled_tokens=252).check()
+    MemoryConfig(segment_length=256, num_recalled_tokens=250).check()
+
+
+def test_recalled_tokens_take_nothing_from_a_window_that_is_read_again() -> None:
+    for budget in (0, 64):
+        assert MemoryConfig(sensory="reread", num_recalled_tokens=budget).fresh_tokens == 256 - 2 - 32
 
 
 def test_only_what_a_mode_uses_exists() -> None:
-    names = {
-        mode: {name.split(".")[0] for name, _ in Memory(MemoryConfig(mode=mode), 8).named_parameters()}
-        for mode in ("hmt", "short_term", "rmt", "backbone")
-    }
-    assert names == {
-        "hmt": {"summary_prompt", "recall", "injection"},
-        "short_term": {"injection"},
-        "rmt": {"injection"},
-        "backbone": set(),
-    }
+    def parts(**fields: Any) -> set[str]:
+        return {name.split(".")[0] for name, _ in Memory(MemoryConfig(**fields), 8).named_parameters()}
+
+    assert parts() == set()
+    assert parts(num_memory_tokens=1) == parts(sensory="reread") == {"summary_prompt", "recall", "injection"}
+    assert parts(mode="short_term") == parts(mode="rmt", sensory="reread") == {"injection"}
+    assert parts(mode="backbone") == set()
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -23,7 +23,8 @@ WIDTH = 8
 def policy(name: str, seed: int = 0, **fields: Any) -> RetentionPolicy:
     """A policy as a new model has it."""
     torch.manual_seed(seed)
-    made = retention_policy(name)(MemoryConfig(memory_policy=name, **fields), WIDTH)
+    config = MemoryConfig(memory_policy=name, **{"num_memory_tokens": 1} | fields)
+    made = retention_policy(name)(config, WIDTH)
     with torch.no_grad():
         made.initialise()
     return made
@@ -204,7 +205,9 @@ def read_marked(memory: Memory, embeddings: Tensor, capacity: int) -> tuple[Tens
 
 
 def test_attention_learns_what_to_keep_and_beats_fifo_where_the_capacity_binds() -> None:
-    config = MemoryConfig(memory_policy="attention", mem_recall_hidden_dim=8, mem_recall_context=4)
+    config = MemoryConfig(
+        memory_policy="attention", num_memory_tokens=1, mem_recall_hidden_dim=8, mem_recall_context=4
+    )
     torch.manual_seed(5)
     memory = Memory(config, WIDTH)
     with torch.no_grad():
@@ -221,7 +224,7 @@ def test_attention_learns_what_to_keep_and_beats_fifo_where_the_capacity_binds()
     embeddings, _, places = marked_texts(64, 24)
     shares = {}
     for name in ("attention", "fifo"):
-        chooser = memory if name == "attention" else Memory(MemoryConfig(memory_policy="fifo"), WIDTH)
+        chooser = memory if name == "attention" else Memory(MemoryConfig(num_memory_tokens=1), WIDTH)
         with torch.no_grad():
             _, bank = read_marked(chooser, embeddings, capacity=4)
         shares[name] = (bank.segments[:, :, None] == places[:, None]).any(dim=1).float().mean().item()

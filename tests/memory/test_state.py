@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def test_size_does_not_grow_once_the_bank_is_full(model: HMTForCausalLM) -> None
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("fields", [{}, {"mode": "backbone", "num_recalled_tokens": 64}], ids=str)
+@pytest.mark.parametrize("fields", [{"sensory": "reread"}, {"segment_length": 256}], ids=str)
 def test_a_full_bank_of_a_common_model_takes_less_than_a_megabyte(fields: dict, tmp_path: Path) -> None:
     config = MemoryConfig(**fields)
     width = 576 if config.prompt_tokens else 0
@@ -58,7 +57,7 @@ def test_a_full_bank_of_a_common_model_takes_less_than_a_megabyte(fields: dict, 
 def test_the_text_form_says_what_was_read(model: HMTForCausalLM) -> None:
     text = repr(model.remember(random_ids(1, 40)))
     assert "40 tokens read" in text
-    assert "2 memory embeddings kept" in text
+    assert "2 bank slots filled" in text
     assert "LlamaForCausalLM" in text
 
 
@@ -96,25 +95,8 @@ def test_files_that_are_no_memory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"format is None, expected 'hmt\.memory'"):
         MemoryState.load(tmp_path / "weights.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "newer", metadata={"format": "hmt.memory", "version": "99"})
-    with pytest.raises(ValueError, match="has memory format 99, this program reads 2 and 3"):
+    with pytest.raises(ValueError, match="99"):
         MemoryState.load(tmp_path / "newer")
-
-
-def test_a_file_of_the_version_before_can_be_read(model: HMTForCausalLM, tmp_path: Path) -> None:
-    state = model.remember(random_ids(1, 75))
-    tensors = {name: tensor for name, tensor in state._tensors().items() if name != "bank.merged"}
-    settings = state.model.settings
-    identity = json.dumps({"name": "old", "width": 32, "settings": settings, "weights": state.model.weights})
-    save_file(tensors, tmp_path / "old", metadata={"format": "hmt.memory", "version": "2", "model": identity})
-    restored = MemoryState.load(tmp_path / "old")
-    assert restored.bank.merged.eq(1).all()
-    ids = random_ids(1, 30, seed=1)
-    assert torch.equal(model(ids, memory=restored).logits, model(ids, memory=state).logits)
-    # The settings that shape a memory have the names and the order that files of that version give them.
-    assert settings == (
-        "mem_recall_hidden_dim=16, memory_injection=gated, mode=hmt, num_memory_tokens=1, num_sensory=4, "
-        "recall_query=prefix, segment_length=20, sum_fraction=0.5"
-    )
 
 
 def test_a_failed_save_leaves_the_file_that_was_there(model: HMTForCausalLM, tmp_path: Path) -> None:

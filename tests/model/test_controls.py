@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmt.model.controls import partners, score_with_other_banks, with_uniform_recall
 from hmt.text.batches import IGNORED
-from tests.conftest import make_model, random_ids
+from tests.conftest import make_model, make_rolling, random_ids
 
 FRESH = 14
 
@@ -46,12 +46,15 @@ def test_uniform_recall_leaves_empty_slots_out() -> None:
         {"recall_query": "previous"},
         {"num_memory_tokens": 2},
         {"recall_query": "previous", "dynamic_reading": True},
+        {"sensory": "cache", "num_memory_tokens": 1},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("context", [3 * FRESH, 2 * FRESH + 5, 6])
 def test_equal_texts_may_exchange_their_banks(fields: dict[str, Any], context: int) -> None:
-    model = make_model(**({"segment_length": 22} if "num_memory_tokens" in fields else {}), **fields)
+    rolling = fields.get("sensory") == "cache"
+    room = {"segment_length": 22} if "num_memory_tokens" in fields and not rolling else {}
+    model = (make_rolling if rolling else make_model)(**room, **fields)
     ids, labels = sample(random_ids(1, context + 20), 20)
     (first, second) = score_with_other_banks(model, [(ids, labels), (ids, labels)], [0, 1])
     expected = model(ids, labels=labels)

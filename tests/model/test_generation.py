@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hmt.model.writing import SegmentWriter
 from transformers import GenerationConfig
 
 from hmt import HMTForCausalLM, MemoryState
@@ -21,7 +20,7 @@ def test_greedy_text_is_the_repeated_argmax_of_forward(fields: dict[str, Any]) -
     model = make_model(**fields)
     ids = random_ids(1, 25)
     got = model.generate(ids, max_new_tokens=30, eos_token_id=None)
-    ahead = model.config.queries and model.config.recall_query == "prefix"
+    ahead = model.config.query == "prefix"
     compared = 0
     for end in range(25, 55):
         # While a "prefix" query waits for its tokens, the prompt is that of a "previous" one.
@@ -85,14 +84,14 @@ def test_a_row_in_a_batch_is_written_from_the_hidden_states_it_has_alone(family:
     ids, mask = torch.zeros(3, 54, dtype=torch.long), torch.zeros(3, 54)
     for row, start in enumerate(starts.tolist()):
         ids[row, :start], mask[row, :start] = texts[row, :start], 1
-    together = SegmentWriter(model, model.remember(ids, attention_mask=mask))
-    alone = [SegmentWriter(model, state) for state in states]
+    together = model.remember(ids, attention_mask=mask)
     for step in range(30):
-        tokens = texts[torch.arange(3), starts + step]
-        hidden = together.feed(tokens, torch.ones(3, dtype=torch.bool))
-        for row, writer in enumerate(alone):
-            own = writer.feed(tokens[row : row + 1], torch.ones(1, dtype=torch.bool))
-            torch.testing.assert_close(hidden[row], own[0], atol=1e-3, rtol=0, msg=f"row {row}, token {step}")
+        tokens = texts[torch.arange(3), starts + step][:, None]
+        output, together = model.step(tokens, together, causal=True, return_logits=False)
+        for row in range(3):
+            own, states[row] = model.step(tokens[row : row + 1], states[row], causal=True, return_logits=False)
+            expected = own.hidden[0, 0]
+            torch.testing.assert_close(output.hidden[row, 0], expected, atol=1e-3, rtol=0, msg=f"row {row}, {step}")
 
 
 def test_an_end_of_text_and_fifty_candidates_are_the_defaults_of_transformers(model: HMTForCausalLM) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hmt.config import CACHE_WINDOW, REREAD_WINDOW, MemoryConfig
 from hmt.model.rotary import rotations
-from hmt.model.window_attention import carries_state, unsupported
+from hmt.model.window_attention import Around, carries_state, unsupported
 
 
 def embedding_size(config: PreTrainedConfig) -> int:
@@ -41,17 +41,21 @@ def embed(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return backbone.get_input_embeddings()(input_ids)
 
 
-def body(backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False) -> Tensor:
+def body(
+    backbone: PreTrainedModel, embeddings: Tensor, recompute: bool = False, around: Around = nullcontext
+) -> Tensor:
     """Last hidden states (B, M, D), after the final norm, without logits, cache or the states of other layers.
 
     Args:
         backbone: Gives the body.
         embeddings: Window, (B, M, D).
         recompute: Keep nothing but the window for the backward pass, and run the body again there.
+        around: Makes the context in which the body runs, both times.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(body, backbone, embeddings, use_reentrant=False)
-    return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return checkpoint(body, backbone, embeddings, around=around, use_reentrant=False)
+    with around():
+        return backbone.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 
 def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:

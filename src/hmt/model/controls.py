@@ -102,7 +102,7 @@ def _read_to_targets(model: HMTForCausalLM, ids: Tensor, labels: Tensor) -> tupl
     inside = model.config.rolling or model.config.speed_tokens
     column = first if inside else first // model.config.fresh_tokens * model.config.fresh_tokens
     output = model(ids[:, : column + 1], labels=labels[:, : column + 1], return_logits=False)
-    return output, model.remember(ids[:, :column])
+    return output, model.remember(ids[:, :column]) if column else model.initial_state(len(ids))
 
 
 def _join(rows: Sequence[tuple[Bank, int]]) -> Bank:

@@ -253,6 +253,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             scale = torch.tensor(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
             with torch.no_grad():
                 module.initialise(torch.zeros(embedding_size(self.backbone.config)), scale)
+        elif isinstance(module, Extension):
+            with torch.no_grad():
+                module.initialise(self.backbone)
 
     def initialise_memory(self) -> None:
         """Fit a new memory to the backbone's embeddings (needed after wrapping, not after loading)."""
@@ -638,17 +641,16 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         if not used.any():
             return embeddings.split(widths, dim=1), window
         places = None if used.all() else used.nonzero()[:, 0].to(embeddings.device)
-        with self._around_body():
-            fed, valid = (embeddings, mask) if places is None else (embeddings[:, places], mask[:, used])
-            if isinstance(window, StateWindow):
+        fed, valid = (embeddings, mask) if places is None else (embeddings[:, places], mask[:, used])
+        if isinstance(window, StateWindow):
+            with self._around_body():
                 hidden, window = carry(self.backbone, window, fed, valid)
-            else:
-                geometry = self.geometry if self.config.rolling else Geometry()
-                recompute = self.checkpoint_segments and self.training
-                hidden, window = extend(
-                    self.backbone, window, fed, geometry, mask=valid, kinds=kinds[used].to(torch.int8),
-                    recompute=recompute,
-                )  # fmt: skip
+        else:
+            hidden, window = extend(
+                self.backbone, window, fed, self.geometry if self.config.rolling else Geometry(), mask=valid,
+                kinds=kinds[used].to(torch.int8), recompute=self.checkpoint_segments and self.training,
+                around=self._around_body,
+            )  # fmt: skip
         if places is not None:
             hidden = hidden.new_zeros(embeddings.shape).index_copy(1, places, hidden)
         return hidden.split(widths, dim=1), window
@@ -750,8 +752,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     def _body(self, embeddings: Tensor, comes_again: bool) -> Tensor:
         if comes_again and self.compiled is not None and self._may_compile:
             return self.compiled(embeddings)
-        with self._around_body():
-            return body(self.backbone, embeddings, recompute=self.checkpoint_segments and self.training)
+        recompute = self.checkpoint_segments and self.training
+        return body(self.backbone, embeddings, recompute, around=self._around_body)
 
     @property
     def _may_compile(self) -> bool:
@@ -1027,8 +1029,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             return self.remember(ids, replace(state, window=window), mask) if width else state
         if not width:
             return replace(state, window=window.without(RECALLED))
-        with self._around_body():
-            window = insert_passages(self.backbone, window, self._embed(ids), self.geometry, mask)
+        window = insert_passages(self.backbone, window, self._embed(ids), self.geometry, mask, self._around_body)
         return replace(state, window=window)
 
     def _recall_for_segment(self, state: MemoryState) -> MemoryState:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +32,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from hmt.memory.rows import packing_order
 from hmt.memory.window import RECALLED, SINK, TOKEN, Buffer, StateWindow, Window
 from hmt.model.rotary import rotations
+
+Around = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which the body runs."""
 
 SLACK = 64
 """Free slots at least that a new buffer has for positions to come."""
@@ -131,6 +136,7 @@ def extend(
     mask: Tensor | None = None,
     kinds: Tensor | None = None,
     recompute: bool = False,
+    around: Around = nullcontext,
 ) -> tuple[Tensor, Window]:
     """Feed new positions to the body: they attend to the window and join it.
 
@@ -142,33 +148,40 @@ def extend(
         mask: (B, m) bool on the CPU, real positions; all where None.
         kinds: (m,) int8, kinds of the new slots; TOKEN where None.
         recompute: Keep only inputs for the backward pass and run the body again there.
+        around: Makes the context in which the body runs, both times.
 
     Returns:
         Last hidden states (B, m, D), meaningless where `mask` is False, and the window with the new slots.
     """
+    passing: Any = {"recompute": recompute, "around": around}
     real = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask
     positions = window.next_position[:, None] + real.cumsum(dim=1) - 1
     if geometry.limit is not None and bool((over := (positions >= geometry.limit) & real).any()):
         column = int(over.any(dim=0).nonzero()[0])
         if not column:
             window = move_back(backbone, window, geometry, over[:, 0])
-            return extend(backbone, window, embeddings, geometry, mask=mask, kinds=kinds, recompute=recompute)
+            return extend(backbone, window, embeddings, geometry, mask=mask, kinds=kinds, **passing)
         outputs = []
         for part in (slice(0, column), slice(column, None)):
             hidden, window = extend(
                 backbone, window, embeddings[:, part], geometry, mask=None if mask is None else mask[:, part],
-                kinds=None if kinds is None else kinds[part], recompute=recompute,
+                kinds=None if kinds is None else kinds[part], **passing,
             )  # fmt: skip
             outputs.append(hidden)
         return torch.cat(outputs, dim=1), window
     kinds = torch.zeros(real.shape[1], dtype=torch.int8) if kinds is None else kinds
     new = torch.where((kinds == TOKEN) & (positions < geometry.sinks), SINK, kinds).to(torch.int8)
-    hidden, window = _attend(backbone, window, embeddings, geometry, positions, real, new, recompute)
+    hidden, window = _attend(backbone, window, embeddings, geometry, positions, real, new, **passing)
     return hidden, replace(window, next_position=window.next_position + real.sum(dim=1))
 
 
 def insert_passages(
-    backbone: PreTrainedModel, window: Window, embeddings: Tensor, geometry: Geometry, mask: Tensor
+    backbone: PreTrainedModel,
+    window: Window,
+    embeddings: Tensor,
+    geometry: Geometry,
+    mask: Tensor,
+    around: Around = nullcontext,
 ) -> Window:
     """Encode passages directly before the oldest token of the window, in place of those that were there.
 
@@ -180,12 +193,13 @@ def insert_passages(
         embeddings: Passages one behind the other, (B, E, D), each row padded on the right.
         geometry: Division of the window.
         mask: (B, E) bool on the CPU.
+        around: Makes the context in which the body runs.
     """
     window = window.without(RECALLED)
     start = window.oldest(geometry.reach) - mask.sum(dim=1)
     positions = (start[:, None] + mask.cumsum(dim=1) - 1).clamp(min=0)
     kinds = torch.full(mask.shape, RECALLED, dtype=torch.int8)
-    _, window = _attend(backbone, window, embeddings, geometry, positions, mask, kinds, recompute=False)
+    _, window = _attend(backbone, window, embeddings, geometry, positions, mask, kinds, around=around)
     return window
 
 
@@ -197,7 +211,8 @@ def _attend(
     positions: Tensor,
     real: Tensor,
     kinds: Tensor,
-    recompute: bool,
+    recompute: bool = False,
+    around: Around = nullcontext,
 ) -> tuple[Tensor, Window]:
     """One forward pass of the body: hidden states, and the window with the new slots."""
     device, count = embeddings.device, embeddings.shape[1]
@@ -213,10 +228,11 @@ def _attend(
 
     def run(embeddings: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
         cache = Cache(layers=[_Layer(k, v, plan) for k, v in zip(old.keys, old.values, strict=True)])
-        hidden = backbone.base_model(
-            inputs_embeds=embeddings, attention_mask=masks, position_ids=positions.to(device), past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # fmt: skip
+        with around():
+            hidden = backbone.base_model(
+                inputs_embeds=embeddings, attention_mask=masks, position_ids=positions.to(device),
+                past_key_values=cache, use_cache=True,
+            ).last_hidden_state  # fmt: skip
         layers: list[Any] = cache.layers
         return hidden, *(layer.keys for layer in layers), *(layer.values for layer in layers)
 

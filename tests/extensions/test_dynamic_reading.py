@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from hmt import HMTConfig, HMTForCausalLM, MemoryState
-from hmt.model.splice import Window
+from hmt.extensions.dynamic_reading import FAST, DynamicReading
 from tests.conftest import make_backbone, make_model, random_ids
 
 
 def dynamic(**fields: object) -> HMTForCausalLM:
     """A window of 20 with 8 sensory tokens: segments of 10 tokens, of 14 where they are read fast."""
     return make_model(num_sensory=8, dynamic_reading=True, **fields)
+
+
+def extension(model: HMTForCausalLM) -> DynamicReading:
+    """The two reading speeds of a model."""
+    found = model.extensions["dynamic_reading"]
+    assert isinstance(found, DynamicReading)
+    return found
 
 
 def recall_only(model: HMTForCausalLM, oldest: bool) -> None:
@@ -51,9 +58,9 @@ def test_a_fast_window_is_as_long_as_a_normal_one(monkeypatch: pytest.MonkeyPatc
     widths = []
     whole = HMTForCausalLM._body
 
-    def noted(self: HMTForCausalLM, window: Window, comes_again: bool) -> Tensor:
-        widths.append(int(window.mask.sum(dim=1).max()))
-        return whole(self, window, comes_again)
+    def noted(self: HMTForCausalLM, embeddings: Tensor, comes_again: bool) -> Tensor:
+        widths.append(embeddings.shape[1])
+        return whole(self, embeddings, comes_again)
 
     monkeypatch.setattr(HMTForCausalLM, "_body", noted)
     model(random_ids(1, 10 + 10 + 14 * 2))
@@ -75,26 +82,33 @@ def test_rows_of_one_batch_are_read_at_different_speeds() -> None:
 
 @torch.no_grad()
 def test_the_map_and_its_inverse_undo_each_other() -> None:
-    memory_map = dynamic().memory.memory_map
+    model = dynamic()
+    state = model.initial_state(3)
+    state.extras[FAST].fill_(True)
+    every = torch.ones(3, dtype=torch.bool)
     embeddings = torch.randn(3, 2, 32)
-    torch.testing.assert_close(memory_map.inverse(memory_map(embeddings)), embeddings, atol=1e-4, rtol=1e-4)
-    assert (memory_map(embeddings) - embeddings).abs().max() > 0.1
-    assert memory_map.inverse(embeddings.bfloat16()).dtype == torch.bfloat16
+    mapped = extension(model).map_recalled(state, embeddings)
+    assert (mapped - embeddings).abs().max() > 0.1
+    back, _ = extension(model).after_segment(state, mapped, every, every)
+    torch.testing.assert_close(back, embeddings, atol=1e-4, rtol=1e-4)
+    assert extension(model).after_segment(state, mapped.bfloat16(), every, every)[0].dtype == torch.bfloat16
+    assert torch.equal(extension(model).map_recalled(model.initial_state(3), embeddings), embeddings)
 
 
 @torch.no_grad()
 def test_a_new_map_is_the_identity() -> None:
-    model = HMTForCausalLM.from_backbone(make_backbone(), segment_length=20, num_sensory=8, dynamic_reading=True)
-    assert torch.equal(model.memory.memory_map.weight, torch.eye(32))
+    settings = {"sensory": "reread", "segment_length": 20, "num_sensory": 8, "dynamic_reading": True}
+    model = HMTForCausalLM.from_backbone(make_backbone(), **settings)
+    assert torch.equal(extension(model).weight, torch.eye(32))
 
 
 def test_only_segments_that_are_read_fast_pass_through_the_map() -> None:
     model = dynamic()
     recall_only(model, oldest=False)
     ids = random_ids(1, 60)
-    weight = model.memory.memory_map.weight
-    (slow,) = torch.autograd.grad(model(ids[:, :20], labels=ids[:, :20]).loss, weight, allow_unused=True)
-    assert slow is None
+    weight = extension(model).weight
+    (slow,) = torch.autograd.grad(model(ids[:, :20], labels=ids[:, :20]).loss, weight)
+    assert not slow.any()
     (used,) = torch.autograd.grad(model(ids, labels=ids).loss, weight)
     assert used.abs().max() > 0
 
@@ -105,24 +119,29 @@ def test_what_a_fast_segment_recalls_passes_through_the_map() -> None:
     recall_only(model, oldest=False)
     ids = random_ids(1, 34)
     expected = model(ids).logits
-    model.memory.memory_map.forward = lambda embeddings: -embeddings
+    extension(model).weight.neg_()
     got = model(ids).logits
     assert torch.equal(got[:, :20], expected[:, :20])
     assert (got - expected)[:, 20:].abs().max() > 1e-2
 
 
 @torch.no_grad()
-def test_what_a_fast_segment_leaves_is_kept_in_the_space_of_normal_ones() -> None:
+def test_what_a_fast_segment_leaves_is_kept_in_the_space_of_normal_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     model = dynamic(mem_recall_context=20)
     recall_only(model, oldest=False)
     ids = random_ids(1, 34)
-    kept = model.remember(ids).bank.embeddings[0, 2]
-    memory_map = model.memory.memory_map
-    model.memory.memory_map = type(memory_map)(32)  # the identity
-    model.memory.memory_map.forward = memory_map.forward
-    raw = model.remember(ids).bank.embeddings[0, 2]
-    torch.testing.assert_close(memory_map.forward(kept[None, None])[0, 0], raw, atol=1e-4, rtol=0)
-    assert (kept - raw).abs().max() > 1e-2
+    raw = []
+    hook = extension(model).after_segment
+
+    def noted(state: MemoryState, left_behind: Tensor, *others: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        raw.append(left_behind)
+        return hook(state, left_behind, *others)
+
+    monkeypatch.setattr(extension(model), "after_segment", noted)
+    embeddings = model.remember(ids).bank.embeddings
+    assert torch.equal(embeddings[:, :2], torch.cat(raw[:2], dim=1))
+    torch.testing.assert_close(embeddings[:, 2:] @ extension(model).weight.T, raw[2], atol=1e-4, rtol=0)
+    assert (embeddings[:, 2:] - raw[2]).abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -130,10 +149,10 @@ def test_the_speed_is_a_part_of_a_saved_memory(tmp_path: Path) -> None:
     model = dynamic()
     recall_only(model, oldest=False)
     state = model.remember(random_ids(1, 25))
-    assert state.fast.tolist() == [True]
+    assert state.extras[FAST].tolist() == [True]
     state.save(tmp_path / "fast.memory")
     restored = MemoryState.load(tmp_path / "fast.memory")
-    assert restored.fast.tolist() == [True]
+    assert restored.extras[FAST].tolist() == [True]
     with pytest.raises(ValueError, match="dynamic_reading"):
         make_model(num_sensory=8).remember(random_ids(1, 5), restored)
 
@@ -152,8 +171,10 @@ def test_a_segment_takes_no_more_tokens_than_its_speed_has_room_for() -> None:
 
 def test_it_needs_sensory_tokens_to_halve_and_leaves_other_modes_alone() -> None:
     with pytest.raises(ValueError, match="dynamic_reading halves num_sensory"):
-        HMTConfig(num_sensory=1, dynamic_reading=True).check()
-    assert HMTConfig(num_sensory=8, dynamic_reading=True, mode="rmt").speed_tokens == 0
+        HMTConfig(sensory="reread", num_sensory=1, dynamic_reading=True).check()
+    with pytest.raises(ValueError, match="dynamic_reading"):
+        HMTConfig(sensory="cache", dynamic_reading=True).check()
+    assert HMTConfig(sensory="reread", num_sensory=8, dynamic_reading=True, mode="rmt").speed_tokens == 0
     model = dynamic()
     for mode in ("short_term", "rmt", "backbone"):
         ids = random_ids(1, 50)
@@ -166,7 +187,7 @@ def test_a_checkpoint_keeps_its_map_and_one_without_begins_with_the_identity(tmp
     model = dynamic()
     model.save_pretrained(tmp_path / "fast")
     again = HMTForCausalLM.from_pretrained(tmp_path / "fast")
-    assert torch.equal(again.memory.memory_map.weight, model.memory.memory_map.weight)
+    assert torch.equal(extension(again).weight, extension(model).weight)
     make_model(num_sensory=8).save_pretrained(tmp_path / "plain")
     later = HMTForCausalLM.from_pretrained(tmp_path / "plain", dynamic_reading=True)
-    assert torch.equal(later.memory.memory_map.weight, torch.eye(32))
+    assert torch.equal(extension(later).weight, torch.eye(32))
