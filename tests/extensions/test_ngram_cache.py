@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM, MemoryState
+from hmt.evaluate import evaluate_rows
 from hmt.evaluation.readers import row_settings
 from hmt.extensions import ngram_cache
 from hmt.extensions.ngram_cache import LOG_ODDS, WEIGHTS
 from hmt.model.continuations import answers
 from hmt.model.controls import score_with_other_banks
-from hmt.options import ROWS
-from hmt.text.batches import IGNORED
+from hmt.options import ROWS, EvaluateOptions
+from hmt.text.batches import IGNORED, TokenDocument
 from tests.conftest import VOCAB, make_backbone, make_model, make_rolling, random_ids
 
 CERTAIN = 1e9
@@ -296,6 +298,25 @@ def test_another_texts_bank_takes_the_gain_away() -> None:
         nats[row] = float(output.nll[output.scored_mask].sum())
     assert nats["ngram"] < 0.9 * nats["ngram_shuffled"]
     assert nats["ngram_shuffled"] < nats["sinks"]  # a token that occurs anywhere gains
+
+
+def test_rows_of_an_evaluation_are_plain_but_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Whatever form of sensory memory the model itself has."""
+    documents = [TokenDocument(str(n), few_symbols(160, seed=n)[0]) for n in range(2)]
+    plain, cached = (
+        evaluate_rows(
+            make_model(ngram_cache=count), tokenizer, documents,
+            EvaluateOptions(segment_length=20, lengths="140", target_tokens=40, modes=modes, ngram_cache=count),
+        )["rows"]
+        for count, modes in ((0, "sinks,backbone,hmt"), (3, "sinks,backbone,hmt,ngram,ngram_shuffled"))
+    )  # fmt: skip
+    before, after = ({row["row"]: row["loss"] for row in rows} for rows in (plain, cached))
+    assert {row: after[row] for row in before} == pytest.approx(before)
+    assert after["ngram"] < after["sinks"]
+    assert after["ngram_shuffled"] not in (after["ngram"], after["sinks"])
+    with pytest.raises(ValueError, match=r"ngram_shuffled .*--ngram_cache"):
+        EvaluateOptions(lengths="140", modes="ngram_shuffled").check()
+    assert EvaluateOptions(ngram_cache=3).rows == ["ngram"]
 
 
 def test_checkpoints_bring_their_prior_or_get_one(tmp_path: Path) -> None:

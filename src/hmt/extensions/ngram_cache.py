@@ -61,7 +61,7 @@ like the last."""
 OCCURRENCES = 256
 """Newest occurrences of a context that count."""
 
-CHUNK_POSITIONS = 64
+CHUNK_POSITIONS = 32
 """Positions mixed at one time."""
 
 INDEXES = 2
@@ -135,6 +135,8 @@ class NgramCache(Extension):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log-probabilities of the mixture instead of the logits; logits at padding stay as they are.
 
+        Without gradients they take the logits' place in memory: those of a long step are larger than all else.
+
         Raises:
             ValueError: If the vocabulary was resized since the cache was added to the model; names both sizes.
         """
@@ -147,15 +149,14 @@ class NgramCache(Extension):
             self.initialise(*self._backbone)
         before = (state.extras[name].to(logits.device) for name in (LOG_ODDS, LOG_NORMALIZER))
         odds, normalizers = (list(values.double().view(len(ids), -1).sum(dim=1)) for values in before)
-        mixed: list[Tensor] = []
+        mixed = logits.clone() if torch.is_grad_enabled() else logits
         for row, real in enumerate(mask):
-            if not real.any():
-                continue
-            given = logits[row] if real.all() else logits[row, real.to(logits.device)]
-            parts, odds[row], normalizers[row] = self._mix(
-                given, ids[row, real], row, state, odds[row], normalizers[row]
-            )
-            mixed += parts
+            if real.any():
+                text = _RowText(state, row, ids[row, real].numpy(), self.config)
+                columns = real.nonzero()[:, 0].to(logits.device)
+                odds[row], normalizers[row] = self._mix(
+                    text, mixed[row], logits[row], columns, odds[row], normalizers[row]
+                )
         while len(self._indexes) > INDEXES * (len(mask) + 1):
             self._indexes.popitem(last=False)
         log_odds = torch.stack(odds).detach()
@@ -164,42 +165,38 @@ class NgramCache(Extension):
             LOG_ODDS: torch.stack([nearest, (log_odds - nearest).float()], dim=1),
             LOG_NORMALIZER: torch.stack(normalizers).detach().float(),
         }
-        if mask.all():
-            return torch.cat(mixed).view_as(logits), changes
-        return logits.masked_scatter(mask.to(logits.device)[..., None], torch.cat([logits[0, :0], *mixed])), changes
+        return mixed, changes
 
     def _mix(
-        self, logits: Tensor, ids: Tensor, row: int, state: MemoryState, odds: Tensor, normalizer: Tensor
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        self, text: _RowText, mixed: Tensor, logits: Tensor, columns: Tensor, odds: Tensor, normalizer: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mix the distributions after new tokens of a row.
 
         Args:
-            logits: (n, V) float32.
-            ids: The tokens, (n,).
-            row: Of the batch.
-            state: Before them.
+            text: Of the row.
+            mixed: Receives the log-probabilities, (l, V) float32.
+            logits: (l, V) float32; may be the same.
+            columns: Where the new tokens are, (n,) int64.
             odds: Log odds, () float64.
             normalizer: Log of the normalizer, () float64.
 
         Returns:
-            Log-probabilities (n, V), in parts, and both numbers after the last token.
+            Both numbers after the last token.
         """
-        text = _RowText(state, row, ids.numpy(), self.config)
-        observed = np.zeros(len(ids))  # gain of each new token where it was predicted
+        observed = np.zeros(len(text.new))  # gain of each new token where it was predicted
         parts = []
         for segment, positions in text.segments():
             index = self._index(text, segment)
             gains = index.gains(text.own, positions - text.own_start)
             new = positions - text.read  # -1 is the last token of the step before
-            followed = new[new + 1 < len(ids)]
+            followed = new[new + 1 < len(text.new)]
             observed[followed + 1] = index.gains_of(text.new[followed + 1], gains)
             for start in range(int(new[0] < 0), len(new), CHUNK_POSITIONS):
                 stop = min(start + CHUNK_POSITIONS, len(new))
                 parts.append((index, gains.between(start, stop), slice(int(new[start]), int(new[stop - 1]) + 1)))
         gained = torch.from_numpy(observed).to(logits.device)
-        mixed = []
         for index, gains, places in parts:
-            log_model = logits[places].log_softmax(dim=-1)
+            log_model = logits[columns[places]].log_softmax(dim=-1)
             model = log_model.exp()
             factor = index.factor(logits.device)
             found = gains.on(logits.device)
@@ -215,8 +212,8 @@ class NgramCache(Extension):
             mixture = torch.addcmul(own[:, None], cached[:, None], factor)
             mixture.index_put_((at, tokens), own[at] + cached[at] * factors)
             odds, normalizer = log_odds[-1], log_mean[-1]
-            mixed.append(log_model + mixture.log())
-        return mixed, odds, normalizer
+            mixed[columns[places]] = log_model + mixture.log()
+        return odds, normalizer
 
     def _index(self, text: _RowText, segment: int) -> NgramIndex:
         """The index of the text that tokens of a segment see; made from one of an earlier segment where it can be."""
@@ -252,7 +249,7 @@ class _RowText:
         row: Of the batch.
         new: New tokens, (n,).
         read: Tokens before the new ones.
-        own: Last tokens up to the newest, those of the window at least.
+        own: Last tokens up to the newest: C before the unfinished segment, and all since.
         own_start: Position of the first of them.
         tokens: Those of the bank.
         banked: Position of the first token that is in no complete segment.
@@ -260,7 +257,8 @@ class _RowText:
 
     def __init__(self, state: MemoryState, row: int, new: Array, config: MemoryConfig) -> None:
         pending = state.pending_ids[row][state.pending_valid[row]].numpy()
-        tail = state.tail_ids[row][state.tail_valid[row]].numpy()
+        near = slice(max(state.tail_ids.shape[1] - config.ngrams, 0), None)
+        tail = state.tail_ids[row, near][state.tail_valid[row, near]].numpy()
         self.row, self.new = row, new
         self.read = int(state.tokens_read[row])
         self.own = np.concatenate([tail, pending, new])
