@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
-    "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory", "extensions", "model",
-    "metrics", "report", "training", "evaluation", "serving", "harness", "verbs", "cli",
+    "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory", "extensions",
+    "model", "metrics", "report", "training", "evaluation", "serving", "harness", "verbs", "cli",
 )  # fmt: skip
 VERBS = (
     "evaluate",

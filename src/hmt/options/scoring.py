@@ -30,8 +30,10 @@ class Row:
     matched: str | None = "backbone"
 
 
-PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0}
-NGRAM: dict[str, object] = {**PLAIN, "sensory": "cache", "memory_policy": "fifo"}
+PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "ngram_cache": 0}
+NGRAM: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "sensory": "cache", "memory_policy": "fifo"}
+REREAD: dict[str, object] = {"sensory": "reread", "ngram_cache": 0}
+ROLLING: dict[str, object] = {"sensory": "cache", "ngram_cache": 0}
 
 ROWS: dict[str, Row] = {
     "full": Row({}, windowed=True),
@@ -42,17 +44,17 @@ ROWS: dict[str, Row] = {
     "backbone": Row({**PLAIN, "sensory": "reread"}),
     "ngram": Row(NGRAM),
     "ngram_shuffled": Row(NGRAM, control="shuffled"),
-    "rmt": Row({"mode": "rmt", "sensory": "reread"}, trained=True, matched="rmt"),
-    "short_term": Row({"mode": "short_term", "sensory": "reread"}, trained=True, matched="short_term"),
-    "hmt": Row({"mode": "hmt", "sensory": "reread"}, trained=True, matched=None),
+    "rmt": Row({"mode": "rmt", **REREAD}, trained=True, matched="rmt"),
+    "short_term": Row({"mode": "short_term", **REREAD}, trained=True, matched="short_term"),
+    "hmt": Row({"mode": "hmt", **REREAD}, trained=True, matched=None),
     "hmt_previous": Row(
-        {"mode": "hmt", "sensory": "reread", "recall_query": "previous"}, trained=True, matched=None
+        {"mode": "hmt", **REREAD, "recall_query": "previous"}, trained=True, matched=None
     ),
-    "hmt_dynamic": Row({"mode": "hmt", "sensory": "reread", "dynamic_reading": True}, trained=True, matched=None),
-    "hmt_uniform": Row({"mode": "hmt", "sensory": "reread"}, trained=True, control="uniform", matched=None),
-    "hmt_shuffled": Row({"mode": "hmt", "sensory": "reread"}, trained=True, control="shuffled", matched=None),
-    "hmt_cache": Row({"mode": "hmt", "sensory": "cache", "recall_query": None}, trained=True, matched=None),
-    "recall": Row({"mode": "hmt", "sensory": "cache", "num_memory_tokens": 0}),
+    "hmt_dynamic": Row({"mode": "hmt", **REREAD, "dynamic_reading": True}, trained=True, matched=None),
+    "hmt_uniform": Row({"mode": "hmt", **REREAD}, trained=True, control="uniform", matched=None),
+    "hmt_shuffled": Row({"mode": "hmt", **REREAD}, trained=True, control="shuffled", matched=None),
+    "hmt_cache": Row({"mode": "hmt", **ROLLING, "recall_query": None}, trained=True, matched=None),
+    "recall": Row({"mode": "hmt", **ROLLING, "num_memory_tokens": 0}),
 }  # fmt: skip
 """Methods that an evaluation can put side by side, by their standard names."""
 
@@ -151,7 +153,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
         """The rows of the table, each once."""
         own: str = self.mode
         if self.rolling and self.mode == "hmt":
-            own = "hmt_cache" if self.recalls else "recall" if self.recalled_tokens else "sinks"
+            plain = "ngram" if self.ngrams else "recall" if self.recalled_tokens else "sinks"
+            own = "hmt_cache" if self.recalls else plain
         named = [row.strip() for row in (self.modes or own).split(",") if row.strip()]
         return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
 
