@@ -89,8 +89,8 @@ def test_the_flag_compiles(backbone_dir: Path, tmp_path: Path, run_cli: Any, sha
     (tmp_path / "book.txt").write_text("a line of the book\n" * 12)
     for flags, count in (((), 0), (("--compile",), 10)):
         status, _, complaint = run_cli(
-            "remember", tmp_path / "book.txt", "--model_name", backbone_dir, "--sensory", "reread", "--segment_length", 20,
-            "--num_sensory", 4, 
+            "remember", tmp_path / "book.txt", "--model_name", backbone_dir, "--sensory", "reread",
+            "--segment_length", 20, "--num_sensory", 4,
             "--out", tmp_path / "book.memory", *flags,
         )  # fmt: skip
         assert status == 0, complaint
