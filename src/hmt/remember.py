@@ -67,7 +67,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
                 state = model.remember(torch.tensor([ids], device=model.device), state)
                 bar.update(len(ids))
                 if options.text == "-" and time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                    state.save(options.out)
+                    state.save(options.out, exact=options.exact)
                     saved = time.monotonic()
         except KeyboardInterrupt:
             if options.text != "-" or state is None:
@@ -75,7 +75,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
             logger.info("interrupted: keeping what was read")
     if state is None:
         raise ValueError(f"there is no text in {options.text}")
-    state.save(options.out)
+    state.save(options.out, exact=options.exact)
     figures, closing = _summary(state, before, meter, options.out)
     if options.explain:
         segments = kept_segments(state, tokenizer, policy=model.memory.retention)

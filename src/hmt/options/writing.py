@@ -162,6 +162,8 @@ class RememberOptions(OutputOptions, ReadingOptions):
     """The memory file."""
     append: bool = False
     """Go on from the memory that is in the file."""
+    exact: bool = False
+    """Keep the window's keys and values in the file too, so that nothing has to be read again."""
     explain: bool = False
     """Show which segments are kept at the end, how much each was recalled, what it is worth, and their text."""
 
