@@ -165,7 +165,9 @@ def test_the_command_line_talks_until_the_input_ends(
 
 
 def test_a_question_about_what_was_said_shows_where_it_was_said(capsys: Any) -> None:
-    chat = Chat(conversation(make_rolling(num_recalled_tokens=40, segment_length=80)), {"max_new_tokens": 5})
+    model = make_rolling(num_recalled_tokens=40, segment_length=80)
+    model.use_tokenizer(byte_tokenizer())
+    chat = Chat(conversation(model), {"max_new_tokens": 5})
     for line in ("The code of the safe is 4711.", "It rains.", "It snows.", "What is the code of the safe?"):
         assert chat.handle(line)
     capsys.readouterr()
