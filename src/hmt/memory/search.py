@@ -100,7 +100,7 @@ class Vocabulary:
         newlines: True for tokens that end a line, (V,) bool.
         sentences: True for tokens that end a sentence, (V,) bool.
         words: Id of the word each token stands for, whatever its case and its space, (V,) int32; negative for words
-            that count only in phrases.
+            that have no weight.
     """
 
     newlines: Tensor
@@ -109,7 +109,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, pieces: Sequence[str], ignored: Collection[str] = FUNCTION_WORDS) -> Vocabulary:
-        """Make the tables from the text of each token, `pieces`; `ignored` words and punctuation count in phrases."""
+        """Make the tables from the text of each token, `pieces`; `ignored` words and punctuation have no weight."""
         ids: dict[str, int] = {}
         words = []
         for number, piece in enumerate(pieces):
@@ -166,8 +166,8 @@ def find_passages(
         budget: Most tokens of all passages together.
         newlines: True for tokens that end a line, (V,) bool; passages begin and end with a line that fits the budget.
         sentences: True for tokens that end a sentence, (V,) bool; they divide lines that are longer than the budget.
-        words: Id of the word each token stands for, (V,), so that " Key" matches "key"; negative for words that count
-            only in phrases. Without it every token stands for itself.
+        words: Id of the word each token stands for, (V,), so that " Key" matches "key"; negative for words that have
+            no weight. Without it every token stands for itself.
         spellings: Words of the query encoded otherwise, one tensor each, e.g. without the space before it, since
             many tokenizers divide a word differently at the start of a line.
         pieces: Number of passages to divide the budget among: each has up to `budget // pieces` tokens, or one line
@@ -284,7 +284,7 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
     Args:
         text: Token ids, (T,) int32.
         query: Token ids, (J,) int32.
-        words: Id of the word each token stands for, (V,), negative for those that count only in phrases.
+        words: Id of the word each token stands for, (V,), negative for those without weight.
         spellings: Words of the query encoded otherwise; they find hits but do not add to the weight of the query.
     """
     spelled = torch.cat([query, *(one.int() for one in spellings)])
@@ -301,12 +301,15 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
 
     found: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     told, places, count, total = word_of_token, torch.arange(0), len(distinct), 0
+    most = most_of_word = torch.zeros(0)
     for length in range(1, min(len(PHRASE_WEIGHTS), len(spelled), len(text)) + 1):
         if length > 1:
             # A phrase is the phrase without its last token, and the last token: a pair of numbers, numbered again.
             pairs, asked = (asked[:-1] * words_asked + word_asked[length - 1 :]).unique(return_inverse=True)
             asked = asked + 1
             table = _numbering(pairs, (count + 1) * words_asked)
+            # It is worth no more than its words together: "is the name of" says no more than "name".
+            most = torch.cat([most[:1], most[pairs // words_asked] + most_of_word[pairs % words_asked]])
             count = len(pairs)
             if length == 2:
                 told = table.index_select(0, told[:-1].int() * words_asked + told[1:])
@@ -323,10 +326,12 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
                 if len(spelling) > 1:
                     shares[asked[begin : begin + len(spelling)]] = FRAGMENT_WEIGHT
         shares[asked[whole[length - 1]]] = PHRASE_WEIGHTS[0]
-        if length == 1:
-            shares[1:][distinct < 0] = 0
         times = torch.bincount(told, minlength=count + 1)
-        weights = (shares * STEPS * _rarity(times, len(text))).round().int()
+        rarity = _rarity(times, len(text))
+        if length == 1:
+            rarity[1:][distinct < 0] = 0
+            most = most_of_word = rarity
+        weights = (shares * STEPS * torch.minimum(rarity, most)).round().int()
         weights[0] = 0
         if length == 1:
             total = int(weights[asked[: len(query)].unique()].sum())
