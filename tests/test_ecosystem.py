@@ -54,7 +54,9 @@ def trainable(kind: str, backbone_dir: Path) -> HMTForCausalLM:
     """A new model, the same each time, of which some parts learn."""
     torch.manual_seed(0)
     source = backbone_dir if kind in ("frozen", "lora") else make_backbone()
-    model = HMTForCausalLM.from_backbone(source, segment_length=20, num_sensory=4, mem_recall_hidden_dim=16)
+    model = HMTForCausalLM.from_backbone(
+        source, sensory="reread", segment_length=20, num_sensory=4, mem_recall_hidden_dim=16
+    )
     if kind == "frozen":
         model.freeze_backbone()
     elif kind != "full":

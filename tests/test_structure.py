@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
-    "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory", "extensions",
+    "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory",
     "model", "metrics", "report", "training", "evaluation", "serving", "harness", "verbs", "cli",
 )  # fmt: skip
 VERBS = (
@@ -33,6 +33,8 @@ FILES = [
 def layer_of(module: str) -> str:
     """The layer of a module named below hmt, such as model.step."""
     part = module.split(".")[0]
+    if part == "extensions":  # they are parts of the model that it does not name
+        return "model"
     return "verbs" if part in VERBS else part
 
 

@@ -76,7 +76,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 
 
 def test_a_frozen_backbone_that_can_be_found_again_is_left_out(backbone_dir: Path, tmp_path: Path) -> None:
-    model = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4).eval()
+    model = HMTForCausalLM.from_backbone(backbone_dir, sensory="reread", segment_length=20, num_sensory=4).eval()
     model.freeze_backbone()
     with torch.no_grad():
         for parameter in model.memory.parameters():
@@ -93,7 +93,7 @@ def test_a_frozen_backbone_that_can_be_found_again_is_left_out(backbone_dir: Pat
 @pytest.mark.parametrize("by_name", [True, False])
 def test_an_adapter_is_saved_in_the_format_of_peft(by_name: bool, backbone_dir: Path, tmp_path: Path) -> None:
     source = backbone_dir if by_name else make_backbone()
-    model = HMTForCausalLM.from_backbone(source, segment_length=20, num_sensory=4).eval()
+    model = HMTForCausalLM.from_backbone(source, sensory="reread", segment_length=20, num_sensory=4).eval()
     model.add_lora(rank=4)
     trainable = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert trainable
@@ -116,7 +116,9 @@ def test_an_adapter_is_saved_in_the_format_of_peft(by_name: bool, backbone_dir: 
 
 
 def test_an_adapter_is_float32_on_a_backbone_in_half_precision(backbone_dir: Path, tmp_path: Path) -> None:
-    model = HMTForCausalLM.from_backbone(backbone_dir, dtype="bfloat16", segment_length=20, num_sensory=4)
+    model = HMTForCausalLM.from_backbone(
+        backbone_dir, dtype="bfloat16", sensory="reread", segment_length=20, num_sensory=4
+    )
     model.add_lora(rank=4)
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
@@ -187,7 +189,7 @@ def test_a_checkpoint_of_stage_1_keeps_what_it_learnt_when_recall_is_added(
     by_name: bool, backbone_dir: Path, tmp_path: Path
 ) -> None:
     source = backbone_dir if by_name else make_backbone()
-    model = HMTForCausalLM.from_backbone(source, mode="short_term", segment_length=20, num_sensory=4)
+    model = HMTForCausalLM.from_backbone(source, mode="short_term", sensory="reread", segment_length=20, num_sensory=4)
     model.freeze_backbone()
     with torch.no_grad():
         for parameter in model.memory.parameters():
@@ -202,7 +204,7 @@ def test_a_checkpoint_of_stage_1_keeps_what_it_learnt_when_recall_is_added(
 
 
 def test_weights_that_were_trained_are_saved_whatever_is_frozen_later(backbone_dir: Path, tmp_path: Path) -> None:
-    model = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    model = HMTForCausalLM.from_backbone(backbone_dir, sensory="reread", segment_length=20, num_sensory=4)
     with torch.no_grad():
         model.backbone.model.embed_tokens.weight.add_(0.001)
     model.freeze_backbone()
@@ -215,10 +217,10 @@ def test_weights_that_were_trained_are_saved_whatever_is_frozen_later(backbone_d
 
 
 def test_nothing_stale_stays_in_a_directory_that_is_saved_to_again(backbone_dir: Path, tmp_path: Path) -> None:
-    adapted = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    adapted = HMTForCausalLM.from_backbone(backbone_dir, sensory="reread", segment_length=20, num_sensory=4)
     adapted.add_lora()
     adapted.save_pretrained(tmp_path)
-    plain = HMTForCausalLM.from_backbone(backbone_dir, segment_length=20, num_sensory=4)
+    plain = HMTForCausalLM.from_backbone(backbone_dir, sensory="reread", segment_length=20, num_sensory=4)
     plain.save_pretrained(tmp_path)
     loaded = HMTForCausalLM.from_pretrained(tmp_path)
     assert not loaded.has_adapter
@@ -272,7 +274,9 @@ def test_reading_another_way_changes_no_weight(adapted: bool, tmp_path: Path) ->
 
 def frozen(source: PreTrainedModel | Path | str, **fields: Any) -> HMTForCausalLM:
     """A model whose memory alone learns."""
-    model = HMTForCausalLM.from_backbone(source, segment_length=20, num_sensory=4, **fields).eval()
+    model = HMTForCausalLM.from_backbone(
+        source, **{"sensory": "reread", "segment_length": 20, "num_sensory": 4} | fields
+    ).eval()
     model.freeze_backbone()
     return model
 
@@ -393,7 +397,7 @@ def test_an_adapter_around_the_whole_model_is_saved_by_peft(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_resized_vocabulary_is_that_of_every_part(by_name: bool, backbone_dir: Path, tmp_path: Path) -> None:
-    model = frozen(backbone_dir if by_name else make_backbone(), copy_context=4)
+    model = frozen(backbone_dir if by_name else make_backbone(), mode="backbone", sensory="cache", ngram_cache=4)
     randomize(model.memory.parameters())
     learned = {name: value.clone() for name, value in model.memory.named_parameters()}
     model.resize_token_embeddings(304, mean_resizing=False)
