@@ -148,7 +148,8 @@ class NgramCache(Extension):
         if self._backbone:
             self.initialise(*self._backbone)
         before = (state.extras[name].to(logits.device) for name in (LOG_ODDS, LOG_NORMALIZER))
-        odds, normalizers = (list(values.double().view(len(ids), -1).sum(dim=1)) for values in before)
+        precise = _precise(logits.device)
+        odds, normalizers = (list(values.to(precise).view(len(ids), -1).sum(dim=1)) for values in before)
         mixed = logits.clone() if torch.is_grad_enabled() else logits
         for row, real in enumerate(mask):
             if real.any():
@@ -177,8 +178,8 @@ class NgramCache(Extension):
             mixed: Receives the log-probabilities, (l, V) float32.
             logits: (l, V) float32; may be the same.
             columns: Where the new tokens are, (n,) int64.
-            odds: Log odds, () float64.
-            normalizer: Log of the normalizer, () float64.
+            odds: Log odds, ().
+            normalizer: Log of the normalizer, ().
 
         Returns:
             Both numbers after the last token.
@@ -194,7 +195,8 @@ class NgramCache(Extension):
             for start in range(int(new[0] < 0), len(new), CHUNK_POSITIONS):
                 stop = min(start + CHUNK_POSITIONS, len(new))
                 parts.append((index, gains.between(start, stop), slice(int(new[start]), int(new[stop - 1]) + 1)))
-        gained = torch.from_numpy(observed).to(logits.device)
+        precise = _precise(logits.device)
+        gained = torch.from_numpy(observed).to(precise).to(logits.device)
         for index, gains, places in parts:
             log_model = logits[columns[places]].log_softmax(dim=-1)
             model = log_model.exp()
@@ -204,7 +206,7 @@ class NgramCache(Extension):
             factors = found.values.exp()
             # p_ngram is p_model times the factors, over their mean under p_model.
             corrections = model[at, tokens] * (factors - factor[tokens])
-            mean = (model @ factor).double().index_add(0, at, corrections.double())
+            mean = (model @ factor).to(precise).index_add(0, at, corrections.to(precise))
             log_mean = mean.log()
             steps = gained[places] - torch.cat([normalizer[None], log_mean[:-1]])
             log_odds = odds + steps.detach().cumsum(dim=0)
@@ -429,6 +431,11 @@ class NgramIndex:
         same = tokens[known.positions] == known.tokens
         found[known.positions[same]] = known.values[same]
         return found
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """The widest floating point numbers that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _hashes(ids: Array, places: Array, length: int) -> Array:
