@@ -170,12 +170,12 @@ def test_an_answer_from_a_file_shows_the_line_that_the_prompt_asks_for(
     model = ("--model_name", backbone_dir, *ROLLING[:-1], 1000)
     run_cli("remember", book, *model, "--out", tmp_path / "book.memory")
     status, said, complaint = run_cli(
-        "generate", *model, "--memory", tmp_path / "book.memory", "--prompt", "What is Line 7 of", "--explain",
+        "generate", *model, "--memory", tmp_path / "book.memory", "--prompt", "Line 7 of", "--explain",
         "--max_new_tokens", 3, "--json", tmp_path / "g.json",
     )  # fmt: skip
     assert status == 0, complaint
     recalled = json.loads((tmp_path / "g.json").read_text())["recalled"]
-    assert any("7 of the book" in passage["text"] for passage in recalled)
+    assert any("Line 7 of" in passage["text"] for passage in recalled)
     for passage in recalled:
         assert book.read_text()[passage["start"] : passage["start"] + passage["tokens"]] == passage["text"]
         assert all(line in said for line in passage["text"].strip().splitlines())

@@ -37,7 +37,8 @@ def test_compiled_layers_train_as_plain_ones_do(recompute: bool) -> None:
     torch.compiler.reset()
     losses = []
     for compiled in (False, True):
-        options = TrainOptions(sensory="reread", segment_length=20, num_sensory=4, stage_1_step=1, training_step=2, batch_size=2,
+        options = TrainOptions(sensory="reread", segment_length=20, num_sensory=4, stage_1_step=1, training_step=2,
+                               batch_size=2,
                                use_lora=True, lora_dropout=0.0, gradient_checkpointing=recompute,
                                compile=compiled)  # fmt: skip
         training = Training(make_model(), options, keep=False)

@@ -219,7 +219,7 @@ def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(
         columns, *rows = csv.reader((tmp_path / "report" / "kept-texts.csv").open())
         assert columns == ["segment", "usage", "tokens", "text"]
         assert len(rows) == 3
-        assert {row[2] for row in rows} == {"14"}
+        assert {row[2] for row in rows} == {"10"}
         return rows
 
     with_text = kept()
