@@ -205,9 +205,7 @@ def read_marked(memory: Memory, embeddings: Tensor, capacity: int) -> tuple[Tens
 
 
 def test_attention_learns_what_to_keep_and_beats_fifo_where_the_capacity_binds() -> None:
-    config = MemoryConfig(
-        memory_policy="attention", num_memory_tokens=1, mem_recall_hidden_dim=8, mem_recall_context=4
-    )
+    config = MemoryConfig(memory_policy="attention", num_memory_tokens=1, mem_recall_hidden_dim=8, mem_recall_context=4)
     torch.manual_seed(5)
     memory = Memory(config, WIDTH)
     with torch.no_grad():

@@ -82,7 +82,9 @@ def test_a_window_longer_than_the_positions_of_the_backbone_is_refused() -> None
 
 @torch.no_grad()
 def test_a_bfloat16_backbone_keeps_its_memory_parameters_in_float32() -> None:
-    model = HMTForCausalLM.from_backbone(make_backbone(), dtype="bfloat16", sensory="reread", segment_length=20, num_sensory=4)
+    model = HMTForCausalLM.from_backbone(
+        make_backbone(), dtype="bfloat16", sensory="reread", segment_length=20, num_sensory=4
+    )
     assert model.backbone.dtype == torch.bfloat16
     assert {p.dtype for p in model.memory.parameters()} == {torch.float32}
     output = model(random_ids(1, 50))

@@ -26,6 +26,7 @@ SETTINGS = [
     {"dynamic_reading": True, "recall_query": "previous", "num_sensory": 5},
 ]
 
+
 def make(fields: dict[str, Any]) -> HMTForCausalLM:
     """A tiny model with either form of sensory memory."""
     return make_rolling(**fields) if fields.get("sensory") == "cache" else make_model(**fields)
