@@ -38,8 +38,7 @@ def test_compiled_layers_train_as_plain_ones_do(recompute: bool) -> None:
     losses = []
     for compiled in (False, True):
         options = TrainOptions(sensory="reread", segment_length=20, num_sensory=4, stage_1_step=1, training_step=2,
-                               batch_size=2,
-                               use_lora=True, lora_dropout=0.0, gradient_checkpointing=recompute,
+                               batch_size=2, use_lora=True, lora_dropout=0.0, gradient_checkpointing=recompute,
                                compile=compiled)  # fmt: skip
         training = Training(make_model(), options, keep=False)
         documents = [TokenDocument(str(seed), random_ids(1, 14 * 9 + 5, seed=seed)[0]) for seed in range(4)]
@@ -90,9 +89,8 @@ def test_the_flag_compiles(backbone_dir: Path, tmp_path: Path, run_cli: Any, sha
     (tmp_path / "book.txt").write_text("a line of the book\n" * 12)
     for flags, count in (((), 0), (("--compile",), 10)):
         status, _, complaint = run_cli(
-            "remember", tmp_path / "book.txt", "--model_name", backbone_dir, "--sensory", "reread",
-            "--segment_length", 20, "--num_sensory", 4,
-            "--out", tmp_path / "book.memory", *flags,
+            "remember", tmp_path / "book.txt", "--model_name", backbone_dir, "--sensory", "reread", "--segment_length",
+            20, "--num_sensory", 4, "--out", tmp_path / "book.memory", *flags,
         )  # fmt: skip
         assert status == 0, complaint
         assert len(shapes) >= count

@@ -1,8 +1,12 @@
-"""The one place where a memory file becomes a state: names, types, shapes and ranges of everything that is read."""
+"""The one place where a memory file becomes a state: names, types, shapes and ranges of everything that is read.
+
+`state_from` checks what a file says by itself, `check_fit` and `fitted_window` what it says to the model that reads it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +25,8 @@ INTEGERS = (torch.uint16, torch.int32, torch.int64)
 
 LARGEST = 1 << 40
 """Counts and positions above this are damage."""
+
+LARGEST_INT32 = (1 << 31) - 1
 
 BANK = {
     "embeddings": (FLOATS, "BND"),
@@ -120,11 +126,11 @@ def _check_counts(bank: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     if not own["tokens_read"].numel():
         raise ValueError("it has no row")
     ranges = {
-        "bank.tokens": (bank["tokens"], NO_TOKEN, (1 << 31) - 1),
+        "bank.tokens": (bank["tokens"], NO_TOKEN, LARGEST_INT32),
         "bank.segments": (bank["segments"], 0, LARGEST),
-        "bank.merged": (bank["merged"], 0, LARGEST),
-        "tail_ids": (own["tail_ids"], 0, (1 << 31) - 1),
-        "pending_ids": (own["pending_ids"], 0, (1 << 31) - 1),
+        "bank.merged": (bank["merged"], 1, LARGEST_INT32),
+        "tail_ids": (own["tail_ids"], 0, LARGEST_INT32),
+        "pending_ids": (own["pending_ids"], 0, LARGEST_INT32),
         "segments_read": (own["segments_read"], 0, LARGEST),
         "tokens_read": (own["tokens_read"], 0, LARGEST),
     }
@@ -132,14 +138,23 @@ def _check_counts(bank: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         if tensor.numel() and (int(tensor.long().min()) < least or int(tensor.long().max()) > most):
             raise ValueError(f"{name} must lie between {least} and {most}")
     valid = bank["valid"]
-    if bool((valid[:, 1:] & ~valid[:, :-1]).any()):
+    if _rises(valid):
         raise ValueError("bank.valid has a filled slot behind an empty one")
+    if _rises(own["pending_valid"]):
+        raise ValueError("pending_valid has a token behind an empty place")
+    if _rises(own["tail_valid"].flip(1)):
+        raise ValueError("tail_valid has an empty place behind a token")
     if bool((bank["segments"].long() >= own["segments_read"].long()[:, None]).logical_and(valid).any()):
         raise ValueError("bank.segments has a segment that was not read yet")
     if bool((own["pending_valid"].sum(dim=1) > own["tokens_read"].long()).any()):
         raise ValueError("tokens_read is below the tokens of the unfinished segment")
     if bool((bank["usage"] < 0).any()):
         raise ValueError("bank.usage is negative")
+
+
+def _rises(mask: Tensor) -> bool:
+    """True if a row (B, n) bool has a True behind a False."""
+    return bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor] | None:
@@ -170,14 +185,101 @@ def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tens
         kinds = about["kinds"]
         if kinds.numel() and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 3:
             raise ValueError("window.kinds must lie between 0 and 3")
+        places, following = about["positions"].long(), about["next_position"].long()[:, None]
+        if bool((((places < 0) | (places >= following)) & about["valid"]).any()):
+            raise ValueError("window.positions must lie between 0 and window.next_position")
     for name in ("positions", "next_position"):
         places = about.get(name)
-        if places is not None and places.numel() and int(places.long().abs().max()) >= LARGEST:
+        if places is not None and bool(((places.long() < -LARGEST) | (places.long() > LARGEST)).any()):
             raise ValueError(f"window.{name} is out of range")
     for name, tensor in rest.items():
         if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"window.{name} is not finite")
     return {name: t.long() if name in ("positions", "next_position") else t for name, t in tensors.items()}
+
+
+def check_fit(
+    state: MemoryState,
+    *,
+    width: int,
+    longest_segment: int,
+    tail_tokens: int,
+    vocabulary: int,
+    extras: dict[str, Tensor],
+) -> None:
+    """Check that the tensors of a state are those of the model that reads it.
+
+    Args:
+        state: With the model's number of rows.
+        width: Size of a memory embedding, 0 without.
+        longest_segment: Tokens per bank slot.
+        tail_tokens: Tokens kept before a segment.
+        vocabulary: Logits V.
+        extras: State of the model's extensions before the first token.
+
+    Raises:
+        ValueError: If one does not fit; names it and both sizes.
+    """
+    sizes = {
+        "the width of bank.embeddings": (state.bank.embeddings.shape[2], width),
+        "the length of bank.tokens": (state.bank.tokens.shape[2], longest_segment),
+        "the length of tail_ids": (state.tail_ids.shape[1], tail_tokens),
+    }
+    for name, (got, expected) in sizes.items():
+        if got != expected:
+            raise ValueError(f"the memory does not fit the model: {name} is {got}, expected {expected}")
+    for name, ids in {"bank.tokens": state.bank.tokens, "tail": state.tail_ids, "pending": state.pending_ids}.items():
+        if ids.numel() and int(ids.max()) >= vocabulary:
+            raise ValueError(f"the memory has token {int(ids.max())} in {name}, the model has {vocabulary}")
+    _check_layout(state.extras, {name: (tensor.dtype, tensor.shape) for name, tensor in extras.items()}, "extras")
+
+
+def fitted_window(
+    tensors: dict[str, Tensor], model: dict[str, Tensor], rows: int, limit: int | None
+) -> dict[str, Tensor]:
+    """The tensors of a window that was read from a file, in the model's dtype.
+
+    Args:
+        tensors: As the file has them.
+        model: Those of one row in which the model has read one token.
+        rows: Number of rows B.
+        limit: Positions that the backbone was trained on; None without a limit.
+
+    Raises:
+        ValueError: If names or shapes are not the model's.
+    """
+    if limit is not None and int(tensors["next_position"].max()) > limit:
+        raise ValueError(f"the window of the memory is at a position above the {limit} of the model")
+    about = {name: tensor for name, tensor in tensors.items() if name in WINDOW}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in WINDOW}
+    own = {name: tensor for name, tensor in model.items() if name not in WINDOW}
+    if set(about) != set(model) & set(WINDOW):
+        raise ValueError("the window of the memory is that of another kind of backbone")
+    layout: dict[str, tuple[torch.dtype, torch.Size]] = {}
+    if "positions" in about:
+        slots = about["positions"].shape[1]
+        shapes = {name: torch.Size((rows, t.shape[1], slots, t.shape[3])) for name, t in own.items() if slots}
+        layout = {name: (own[name].dtype, shape) for name, shape in shapes.items()}
+    else:  # rows without a token have no state
+        for row in {name.split(".")[1] for name in rest}:
+            layout |= {name.replace(".0.", f".{row}.", 1): (t.dtype, t.shape) for name, t in own.items()}
+    _check_layout(rest, layout, "window")
+    return about | {name: rest[name].to(dtype) for name, (dtype, _) in layout.items()}
+
+
+def _check_layout(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.dtype, torch.Size]], group: str
+) -> None:
+    """Check names, shapes, and dtypes; one floating-point dtype may stand for another."""
+    if other := set(tensors) ^ set(expected):
+        raise ValueError(f"the memory does not fit the model: only one of them has {group}.{min(other)}")
+    for name, (dtype, shape) in expected.items():
+        got = tensors[name]
+        if got.shape != shape or (got.dtype != dtype and not (got.is_floating_point() and dtype.is_floating_point)):
+            raise ValueError(
+                f"the memory does not fit the model: {group}.{name} is {got.dtype} {tuple(got.shape)}, "
+                f"expected {dtype} {tuple(shape)}"
+            )
 
 
 def _identity(text: str) -> ModelIdentity:

@@ -53,6 +53,7 @@ from hmt.memory.passages import Passage, TokenTables, choose_passages, note_use,
 from hmt.memory.recall import Memory
 from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
+from hmt.memory.validation import check_fit, fitted_window
 from hmt.memory.window import PROMPT, RECALLED, TOKEN, StateWindow, Window
 from hmt.model import adapter, checkpoint, generation, losses, restore
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size
@@ -370,18 +371,32 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             device=weight.device,
             dtype=weight.dtype,
         )
+        return replace(state, extras=self._initial_extras(batch_size))
+
+    def _initial_extras(self, batch_size: int) -> dict[str, Tensor]:
+        """State of the extensions before the first token."""
         extras = [extension.initial_state(batch_size) for extension in self._extensions()]
-        return replace(state, extras={name: value for one in extras for name, value in one.items()})
+        return {name: value for one in extras for name, value in one.items()}
 
     def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
         """A memory that was given, on this model's device, or the state before the first token.
 
         Raises:
-            ValueError: If the memory is another model's or of another batch; names both sides.
+            ValueError: If the memory is another model's or of another batch, or damaged; names both sides.
         """
         if memory is None:
             return self.initial_state(batch_size)
         self._check_state(memory, batch_size, self.identity())
+        check_fit(
+            memory,
+            width=self.embedding_table.shape[1] if self.config.prompt_tokens else 0,
+            longest_segment=self.config.longest_segment,
+            tail_tokens=self.config.tail_tokens,
+            vocabulary=len(self.embedding_table),
+            extras=self._initial_extras(batch_size),
+        )
+        if bool((memory.pending_counts >= self.segment_tokens(memory)).any()):
+            raise ValueError(f"the memory has {int(memory.pending_counts.max())} tokens of an unfinished segment")
         if isinstance(memory.window, dict):
             memory = replace(memory, window=self._restored_window(memory.window))
         device = self.embedding_table.device
@@ -663,7 +678,12 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
 
     def _restored_window(self, tensors: dict[str, Tensor]) -> Window | StateWindow:
         """The window of an exact memory file."""
-        if "positions" not in tensors:
+        token, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+        with torch.no_grad():
+            _, own = self._extend(self._empty_window(1), (self._embed(token), real, TOKEN))
+        limit = self.geometry.limit if self.config.rolling and isinstance(own, Window) else None
+        tensors = fitted_window(tensors, own.tensors(), len(tensors["next_position"]), limit)
+        if isinstance(own, StateWindow):
             return StateWindow.of(tensors)
         return Window.of(tensors, self.config.get_text_config().num_hidden_layers)
 
