@@ -25,7 +25,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_flags_that_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "read_checkpoint_config", lambda name: {})  # of a checkpoint that an earlier line makes
+    monkeypatch.setattr(cli, "checkpoint_settings", lambda name: {})  # of a checkpoint that an earlier line makes
     _, verb, *flags = shlex.split(command)
     assert parse(verb, flags) is not None
 
