@@ -24,7 +24,7 @@ from tests.harness.conftest import TASKS
 
 RunCli = Callable[..., tuple[int, str, str]]
 ALL = ",".join(TASKS)
-FITTING = ("--mode", "backbone", "--segment_length", 200, "--num_sensory", 8)
+FITTING = ("--mode", "backbone", "--segment_length", 250)
 
 
 def numbers(results: dict[str, Any]) -> dict[str, float]:
