@@ -122,11 +122,9 @@ def test_ignored_words_have_no_weight_alone_or_in_phrases():
     words = torch.arange(VOCABULARY)
     words[900:915] = -1 - words[900:915]
     text = planted(written(20_000), SENTENCE, 5_000)
-    text[15_000] = SENTENCE[16]
 
-    assert not find_passages(text, SENTENCE[:15], 64, words=words).relevant
-    # What is left of the query is in both places: the newer is as good.
-    assert find_passages(text, SENTENCE[:17], 32, words=words, pieces=1).scores.max() > 0
+    assert not find_passages(text, SENTENCE[:15], 64, words=words, threshold=0).relevant
+    assert find_passages(text, SENTENCE[:16], 64, words=words).relevant
 
 
 def test_a_word_is_found_as_it_is_encoded_elsewhere():
@@ -136,6 +134,37 @@ def test_a_word_is_found_as_it_is_encoded_elsewhere():
     found = find_passages(text, torch.tensor([950, 951]), 64, spellings=spelled, pieces=1)
 
     assert found.starts[0] <= 5_003 < 5_009 <= found.ends[0]
+
+
+def test_a_word_in_several_tokens_weighs_as_much_as_one_token():
+    text = planted(written(20_000), SENTENCE[3:5], 5_000)
+    text[15_000], text[15_005] = 930, SENTENCE[3]
+
+    found = find_passages(text, torch.tensor([950, 930]), 16, spellings=[SENTENCE[3:5]], pieces=1, threshold=0)
+
+    assert found.starts[0] <= 5_000 < found.ends[0]
+
+
+def test_two_words_outweigh_one_that_is_repeated():
+    text = written(20_000)
+    text[15_000:15_020:2] = 930
+    text[5_000], text[5_005] = 930, 940
+
+    found = find_passages(text, torch.tensor([930, 1, 940]), 32, pieces=1)
+
+    assert found.starts[0] <= 5_000 < 5_005 < found.ends[0]
+
+
+def test_sentences_of_a_line_longer_than_the_budget_stay_together(newlines):
+    text = planted(written(20_000), SENTENCE, 5_010)
+    text[5_000:5_400][text[5_000:5_400] == NEWLINE] = 1
+    text[5_009:5_400:20] = 999
+    sentences = torch.zeros(VOCABULARY, dtype=torch.bool)
+    sentences[999] = True
+
+    found = find_passages(text, SENTENCE[3:5], 128, newlines=newlines, sentences=sentences, pieces=8)
+
+    assert 100 < (found.ends - found.starts).max() <= 128
 
 
 def test_a_line_longer_than_a_piece_is_found_whole(newlines):
