@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hmt.memory.bank import NO_TOKEN, Bank
 from hmt.memory.identity import ModelIdentity
+
+if TYPE_CHECKING:
+    from hmt.memory.state import MemoryState
 
 MAX_IDENTITY_CHARACTERS = 100_000
 """Length of a plausible identity."""
@@ -189,8 +192,7 @@ def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tens
         if bool((((places < 0) | (places >= following)) & about["valid"]).any()):
             raise ValueError("window.positions must lie between 0 and window.next_position")
     for name in ("positions", "next_position"):
-        places = about.get(name)
-        if places is not None and bool(((places.long() < -LARGEST) | (places.long() > LARGEST)).any()):
+        if name in about and bool((about[name].long().abs() > LARGEST).any()):
             raise ValueError(f"window.{name} is out of range")
     for name, tensor in rest.items():
         if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
