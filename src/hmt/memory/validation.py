@@ -189,8 +189,8 @@ def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tens
         if bool((((places < 0) | (places >= following)) & about["valid"]).any()):
             raise ValueError("window.positions must lie between 0 and window.next_position")
     for name in ("positions", "next_position"):
-        places = about.get(name)
-        if places is not None and bool(((places.long() < -LARGEST) | (places.long() > LARGEST)).any()):
+        found = about.get(name)
+        if found is not None and bool(((found.long() < -LARGEST) | (found.long() > LARGEST)).any()):
             raise ValueError(f"window.{name} is out of range")
     for name, tensor in rest.items():
         if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
