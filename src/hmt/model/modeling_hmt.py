@@ -969,6 +969,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         )
         if output_recall:
             result.recall = RecallTrace.of(recalled)
+        result = replace(result)  # keys in the order of the fields: a tuple begins with loss and logits
         return result.to_tuple() if return_dict is False else result
 
     def _unused(self) -> Tensor | float:
