@@ -25,7 +25,12 @@ FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
     "stage_1_step": 4, "training_step": 6, "lr_decay_step": 2, "warmup_step": 1,
 }  # fmt: skip
-KINDS = {"memory": {}, "lora": {"use_lora": True, "lora_dropout": 0.3}, "full": {"train_backbone": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "memory": {},
+    "lora": {"use_lora": True, "lora_dropout": 0.3},
+    "full": {"train_backbone": True},
+    "cache": {"use_lora": True, "sensory": "cache", "num_sensory": 8, "training_step": 10},
+}
 TEXT = [TokenDocument("a", random_ids(1, 600)[0])]
 
 
@@ -36,26 +41,27 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def wrap(base: Path) -> HMTForCausalLM:
+def wrap(base: Path, options: TrainOptions | None = None) -> HMTForCausalLM:
     """A model with a new memory."""
     torch.manual_seed(0)
-    fields = {name: FLAGS[name] for name in ("segment_length", "num_sensory", "mem_recall_hidden_dim")}
-    return HMTForCausalLM.from_backbone(base, **fields)
+    return HMTForCausalLM.from_backbone(base, options or TrainOptions(**FLAGS))
 
 
 def weights(model: HMTForCausalLM) -> dict[str, torch.Tensor]:
     return {name.replace(".default", ""): value for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 9])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "stop_after"), [("memory", 1), ("memory", 4), ("memory", 9), ("lora", 3), ("full", 5), ("cache", 3)]
+)
 def test_a_run_that_was_terminated_goes_on_bit_by_bit(
     kind: str, stop_after: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Training(wrap(base), TrainOptions(**FLAGS, **KINDS[kind], save_ckpt=tmp_path / "whole"))
+    settings = FLAGS | KINDS[kind]
+    whole = Training(wrap(base, TrainOptions(**settings)), TrainOptions(**settings, save_ckpt=tmp_path / "whole"))
     expected = whole.run(TEXT)
-    options = TrainOptions(**FLAGS, **KINDS[kind], save_ckpt=tmp_path / "ckpt")
-    first = Training(wrap(base), options, byte_tokenizer())
+    options = TrainOptions(**settings, save_ckpt=tmp_path / "ckpt")
+    first = Training(wrap(base, options), options, byte_tokenizer())
     take, taken = Stepper.take, []
 
     def take_and_stop(self: Stepper, *arguments: Any) -> Any:

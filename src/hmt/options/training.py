@@ -154,6 +154,8 @@ class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
             raise ValueError("hmt_stage_1 and hmt_stage_2 exclude each other; give neither to run both stages")
         if self.hmt_stage_1 and self.mode not in ("hmt", "short_term"):
             raise ValueError(f"hmt_stage_1 trains mode short_term, not {self.mode}; give one of the two")
+        if self.hmt_stage_1 and not self.prompt_tokens:
+            raise ValueError("hmt_stage_1 trains memory embeddings; give --num_memory_tokens 1 or more")
         if self.dtype == "float16" and (self.use_lora or self.train_backbone):
             raise ValueError("float16 weights cannot be trained; give --mixed_precision fp16 or --dtype bfloat16")
         if self.use_lora and self.train_backbone:

@@ -38,13 +38,13 @@ class Stage:
 
 
 def curriculum(options: TrainOptions) -> list[Stage]:
-    """The stages that the options ask for. A model without recall has only one way of reading."""
+    """The stages that the options ask for. A model that recalls no embeddings has only one way of reading."""
     stage_1 = Stage("1", "short_term", STAGE_1_SEGMENTS, options.stage_1_step)
     stage_2 = Stage("2", options.mode, options.bptt_depth, options.training_step)
     if options.hmt_stage_1:
         return [Stage("1", "short_term", STAGE_1_SEGMENTS, options.training_step)]
     recalls_only = options.hmt_stage_2 or options.train_memory_map
-    if recalls_only or options.mode != "hmt" or not options.stage_1_step:
+    if recalls_only or not options.recalls or not options.stage_1_step:
         return [stage_2]
     return [stage_1, stage_2]
 
