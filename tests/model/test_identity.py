@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hmt import HMTForCausalLM
-from hmt.model import identity
 from hmt.memory.identity import comparable, same_weights
+from hmt.model import identity
 from hmt.model.identity import weights_digest
 from tests.conftest import make_model, random_ids
 
