@@ -5,13 +5,14 @@ Shape legend: B rows, T remembered tokens, J query tokens, V vocabulary, e token
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hmt.memory.search import find_passages
+from hmt.memory.search import Vocabulary, find_passages
 from hmt.memory.state import MemoryState
 
 PASSAGES = 1
@@ -41,26 +42,28 @@ class Passage:
     score: float
 
 
-@dataclass(frozen=True)
-class TokenTables:
-    """Tables over the vocabulary, (V,) each, that tell where lines and sentences end.
+class SearchTables:
+    """A tokenizer's knowledge of lines, sentences and words, for text recall.
 
-    Attributes:
-        newlines: True for tokens that end a line.
-        sentences: True for tokens that end a sentence.
+    Args:
+        tokenizer: Of the model.
+        size: Token ids V.
     """
 
-    newlines: Tensor
-    sentences: Tensor
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        known = min(len(tokenizer), size)
+        pieces = tokenizer.batch_decode([[token] for token in range(known)])
+        self.vocabulary = Vocabulary.of([*pieces, *[""] * (size - known)])
+        self._tokenizer = tokenizer
 
-    @classmethod
-    def of(cls, tokenizer: Any, size: int) -> TokenTables:
-        """The tables of a tokenizer, for `size` token ids."""
-        texts = tokenizer.batch_decode([[token] for token in range(min(len(tokenizer), size))])
-        ends = torch.zeros(2, size, dtype=torch.bool)
-        ends[0, : len(texts)] = torch.tensor([text.endswith("\n") for text in texts])
-        ends[1, : len(texts)] = torch.tensor([text.rstrip().endswith((".", "!", "?", "。")) for text in texts])
-        return cls(*ends)
+    def spellings(self, query: Tensor) -> list[Tensor]:
+        """The words of a query (J,) as they are encoded elsewhere: behind a space or not, capitalized or not."""
+        words = re.findall(r"\w+", self._tokenizer.decode(query.tolist()))
+        forms = dict.fromkeys(
+            form for word in words for plain in (word, word.lower(), word.capitalize()) for form in (plain, f" {plain}")
+        )
+        encoded = (self._tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms)
+        return [torch.tensor(ids, dtype=torch.int32) for ids in encoded if ids]
 
 
 def remembered_text(state: MemoryState, row: int) -> tuple[Tensor, int]:
@@ -79,7 +82,7 @@ def choose_passages(
     *,
     reach: int,
     sinks: int = 0,
-    tables: TokenTables | None = None,
+    tables: SearchTables | None = None,
 ) -> list[Passage]:
     """The remembered passages of a row that answer a query, oldest first; none where nothing is relevant.
 
@@ -90,13 +93,16 @@ def choose_passages(
         budget: Most tokens in all.
         reach: Last tokens of the text that the window holds anyway.
         sinks: First tokens of the text that it holds anyway.
-        tables: Ends of lines and sentences, where passages begin and end if they can.
+        tables: Words of the tokenizer, and ends of lines and sentences, where passages begin and end if they can.
     """
     text, before = remembered_text(state, row)
     first = max(sinks - before, 0)
     text = text[first : max(len(text) - reach, first)]
-    newlines, sentences = (None, None) if tables is None else (tables.newlines, tables.sentences)
-    found = find_passages(text, query.cpu(), budget, newlines=newlines, sentences=sentences, pieces=PASSAGES)
+    query = query.cpu()
+    known: dict[str, Any] = {}
+    if tables is not None:
+        known = vars(tables.vocabulary) | {"spellings": tables.spellings(query)}
+    found = find_passages(text, query, budget, pieces=PASSAGES, **known)
     runs = zip(found.starts.tolist(), found.ends.tolist(), found.scores.tolist(), strict=True)
     return [Passage(row, before + first + start, text[start:end].long(), score) for start, end, score in runs]
 

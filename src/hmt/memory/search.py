@@ -49,9 +49,6 @@ MOST_HITS = 4096
 STEPS = 1024
 """Weights are whole multiples of 1 / STEPS nats, so sums are exact in any order and equal passages tie."""
 
-ABSENT_WORDS = 1.0
-"""Least weight that a query is taken to have, in words that the text does not hold."""
-
 THRESHOLD = 0.4
 """Least share of the query's weight that the best passage must have."""
 
@@ -198,7 +195,9 @@ def find_passages(
     ends = edges[reach]
     hits = shared_phrases(text, query.int(), words, spellings)
     shared = score(hits, units, reach)
-    coverage = min(int(shared.max()) / max(hits.total, _weight_of_absent(len(text))), 1.0)
+    # A query is taken to weigh as much as one word that is not in the text, or frequent words alone would cover it.
+    least = STEPS * float(_rarity(torch.zeros(1), len(text)))
+    coverage = min(int(shared.max()) / max(hits.total, least), 1.0)
     if coverage < threshold:
         return _passages([], coverage)
     lengths = (ends - starts).float()
@@ -229,12 +228,9 @@ def _passages(chosen: Sequence[tuple[int, int, float]], coverage: float) -> Pass
 
 def _lead_in(number: int, first: int, size: int, starts: Tensor, shared: Tensor, allowed: Tensor) -> int:
     """The earliest passage before `number` that shares as much and leads up to the token `first` with few others."""
-    while (
-        number
-        and first - int(starts[number - 1]) <= LEAD * size
-        and allowed[number - 1]
-        and shared[number - 1] >= shared[number]
-    ):
+    while number and allowed[number - 1] and shared[number - 1] >= shared[number]:
+        if first - int(starts[number - 1]) > LEAD * size:
+            break
         number -= 1
     return number
 
@@ -250,11 +246,11 @@ def divide(
     """
     edges = torch.tensor([0, len(text)])
     lines = edges[1:]
-    tables = [(kind, table) for kind, table in ((2, newlines), (1, sentences)) if table is not None]
+    tables = [(kind, table) for kind, table in ((1, sentences), (2, newlines)) if table is not None]
     if tables:
         kinds = torch.zeros(len(tables[0][1]), dtype=torch.int8)
         for kind, table in tables:
-            kinds = torch.where(table & (kinds == 0), kind, kinds).to(torch.int8)
+            kinds[table] = kind
         told = kinds.index_select(0, text[:-1])
         places = told.nonzero()[:, 0]
         line = told[places] == 2
@@ -263,8 +259,6 @@ def divide(
         kept = line | (bounds[number + 1] - bounds[number] > limit)
         edges = torch.cat([edges[:1], places[kept] + 1, edges[1:]])
         lines = bounds[torch.cat([number.new_zeros(1), number[kept]]) + 1]
-    if newlines is None:
-        lines = edges[1:]
     gaps = edges.diff()
     cuts = torch.where(gaps > limit, (gaps - 1).div(step, rounding_mode="floor"), 0)
     if int(cuts.sum()):
@@ -273,9 +267,7 @@ def divide(
         lines = torch.cat([lines, lines.repeat_interleave(cuts)])
         starts, order = starts.sort()
         edges, lines = torch.cat([starts, edges[-1:]]), lines[order]
-        if newlines is None:
-            lines = edges[1:]
-    return edges, lines
+    return edges, edges[1:] if newlines is None else lines
 
 
 def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spellings: Sequence[Tensor] = ()) -> Hits:
@@ -297,7 +289,6 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
     numbers = _numbering(distinct - lowest, int(table.max()) - lowest + 1).index_select(0, table - lowest)
     word_of_token = numbers.index_select(0, text)
     word_asked, words_asked = asked, len(distinct) + 1
-    whole = _whole_words(len(query), spellings)
 
     found: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     told, places, count, total = word_of_token, torch.arange(0), len(distinct), 0
@@ -320,12 +311,7 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
                 places = places[inside]
                 told = table.index_select(0, told[inside].int() * words_asked + word_of_token[places + length - 1])
                 places, told = places[told > 0], told[told > 0]
-        shares = torch.full((count + 1,), PHRASE_WEIGHTS[length - 1])
-        if length == 1:
-            for begin, spelling in zip(_offsets(len(query), spellings), spellings, strict=False):
-                if len(spelling) > 1:
-                    shares[asked[begin : begin + len(spelling)]] = FRAGMENT_WEIGHT
-        shares[asked[whole[length - 1]]] = PHRASE_WEIGHTS[0]
+        shares = _shares(length, count, asked, len(query), spellings)
         times = torch.bincount(told, minlength=count + 1)
         rarity = _rarity(times, len(text))
         if length == 1:
@@ -335,10 +321,7 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
         weights[0] = 0
         if length == 1:
             total = int(weights[asked[: len(query)].unique()].sum())
-        # The most frequent phrases are worth least and cost most: leave out those beyond a number of matches.
-        order = weights.argsort(descending=True)
-        matches = (times * (weights > 0))[order].cumsum(0)
-        weights[order[matches > max(MOST_HITS, len(text) // 32)]] = 0
+        weights[_too_frequent(weights, times, max(MOST_HITS, len(text) // 32))] = 0
         counted = (weights > 0).index_select(0, told.int()).nonzero()[:, 0]
         begins, phrases = counted if length == 1 else places[counted], told[counted]
         found.append((begins, begins + length, weights[phrases.long()], *_previous(begins, phrases)))
@@ -347,15 +330,23 @@ def shared_phrases(text: Tensor, query: Tensor, words: Tensor | None = None, spe
     return Hits(begins[order], ends[order], weights[order], previous[order], before[order], total)
 
 
-def _offsets(first: int, spellings: Sequence[Tensor]) -> list[int]:
-    """Where each spelling begins if they stand one after another from `first` on."""
-    return list(accumulate((len(one) for one in spellings), initial=first))
+def _shares(length: int, count: int, asked: Tensor, first: int, spellings: Sequence[Tensor]) -> Tensor:
+    """Share of its rarity that each phrase of a length weighs, (count + 1,), with the spellings from `first` on."""
+    shares = torch.full((count + 1,), PHRASE_WEIGHTS[length - 1])
+    begins = list(zip(accumulate((len(one) for one in spellings), initial=first), spellings, strict=False))
+    if length == 1:
+        for begin, one in begins:
+            if len(one) > 1:
+                shares[asked[begin : begin + len(one)]] = FRAGMENT_WEIGHT
+    shares[asked[[begin for begin, one in begins if len(one) == length]]] = PHRASE_WEIGHTS[0]
+    return shares
 
 
-def _whole_words(first: int, spellings: Sequence[Tensor]) -> list[list[int]]:
-    """Where the spellings of one, two, three tokens begin."""
-    places = list(zip(_offsets(first, spellings), spellings, strict=False))
-    return [[begin for begin, one in places if len(one) == length + 1] for length in range(len(PHRASE_WEIGHTS))]
+def _too_frequent(weights: Tensor, times: Tensor, limit: int) -> Tensor:
+    """Phrases that weigh least and match most: those beyond a number of matches of the weightier ones."""
+    order = weights.argsort(descending=True)
+    matches = (times * (weights > 0))[order].cumsum(0)
+    return order[matches > limit]
 
 
 def _numbering(keys: Tensor, size: int) -> Tensor:
@@ -371,21 +362,14 @@ def _rarity(times: Tensor, tokens: int) -> Tensor:
     return (1 + (documents - times + 0.5).clamp(min=0) / (times + 0.5)).log()
 
 
-def _weight_of_absent(tokens: int) -> float:
-    return ABSENT_WORDS * STEPS * float(_rarity(torch.zeros(1), tokens))
-
-
 def _previous(places: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
     """The last place of the same phrase before each place, and the last but one, each (H,) int64; -1 for none."""
     ordered, order = phrases.sort(stable=True)
-    sorted_places = places[order]
-    result = []
-    for back in (1, 2):
-        earlier = torch.full_like(places, -1)
+    result = torch.full_like(places, -1), torch.full_like(places, -1)
+    for back, earlier in enumerate(result, start=1):
         same = ordered[back:] == ordered[:-back]
-        earlier[order[back:][same]] = sorted_places[:-back][same]
-        result.append(earlier)
-    return result[0], result[1]
+        earlier[order[back:][same]] = places[order[:-back][same]]
+    return result
 
 
 def score(hits: Hits, units: Tensor, reach: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ from hmt.config import MemoryConfig, identity_settings
 from hmt.extensions import Extension, enabled_extensions
 from hmt.memory.bank import NO_TOKEN
 from hmt.memory.identity import ModelIdentity
-from hmt.memory.passages import Passage, TokenTables, choose_passages, note_use, query_of
+from hmt.memory.passages import Passage, SearchTables, choose_passages, note_use, query_of
 from hmt.memory.recall import Memory
 from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
@@ -91,7 +91,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         checkpoint_segments: While training, keep only the inputs of each forward pass of the body, and run it again in
             the backward pass.
         compiled: The compiled body for whole segments with reread; None to run it as it is.
-        token_tables: Ends of lines and sentences for text recall; None cuts passages anywhere.
+        token_tables: Words, lines and sentences of a tokenizer for text recall; None searches token ids alone.
 
     Source: HMT (arXiv:2405.06067).
     """
@@ -109,7 +109,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
 
     checkpoint_segments = False
     compiled: CompiledBody | None = None
-    token_tables: TokenTables | None = None
+    token_tables: SearchTables | None = None
     _explicit_window: bool | None = None
     _keys_to_ignore_on_load_unexpected = [r"^adapter\."]  # noqa: RUF012  (transformers' own convention)
 
@@ -301,8 +301,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         return variant.train(self.training)
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Let text recall cut passages where lines and sentences of this tokenizer's texts end."""
-        self.token_tables = TokenTables.of(tokenizer, vocabulary_size(self.backbone))
+        """Let text recall know words, lines and sentences: it finds more, and cuts passages where a line ends."""
+        self.token_tables = SearchTables(tokenizer, vocabulary_size(self.backbone))
 
     def compile_reading(self) -> None:
         """Compile the body for whole segments with reread; the first segments take long."""
