@@ -80,17 +80,18 @@ def test_the_map_between_reading_speeds_can_be_trained_alone() -> None:
     figures = fit(model, documents(), options)
     assert figures["trainable_parameters"] == 32 * 32
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"memory.memory_map.weight"}
+    assert changed == {"extensions.dynamic_reading.weight"}
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"train_memory_map": True}, "give --dynamic_reading"),
+        ({"hmt_stage_1": True, "sensory": "cache"}, "give --num_memory_tokens"),
         ({"train_memory_map": True, "dynamic_reading": True, "use_lora": True}, "trains nothing else"),
     ],
 )
-def test_training_the_map_alone_needs_two_speeds_and_nothing_else(flags: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_trained_is_named(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainOptions(**flags).check()
 
@@ -165,6 +166,8 @@ def test_the_stages_are_those_of_the_flags() -> None:
     assert stages(hmt_stage_1=True, training_step=30) == [("short_term", 2, 30)]
     assert stages(hmt_stage_2=True, bptt_depth=9) == [("hmt", 9, 500)]
     assert stages(mode="rmt") == [("rmt", 4, 500)]
+    assert stages(sensory="cache", use_lora=True) == [("hmt", 4, 500)]  # without memory embeddings
+    assert stages(sensory="cache", num_memory_tokens=1) == [("short_term", 2, 200), ("hmt", 4, 500)]
 
 
 @pytest.mark.parametrize(
