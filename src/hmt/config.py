@@ -7,6 +7,7 @@ of `MemoryConfig` give the value that holds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -243,7 +244,7 @@ class MemoryConfig:
         Raises:
             ValueError: Naming the field, what is expected and what was given.
         """
-        _check_numbers(self)
+        check_kinds(vars(self))
         _one_of(
             self,
             mode=("hmt", "short_term", "rmt", "backbone"),
@@ -356,16 +357,23 @@ def as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check_numbers(config: MemoryConfig) -> None:
-    """Refuse values of another type, which files written by hand may have."""
-    optional = {name for name in MEMORY_FIELDS if MemoryConfig.__dataclass_fields__[name].default is None}
+def check_kinds(values: Mapping[str, Any]) -> None:
+    """Refuse settings of another type, which files written by hand may have.
+
+    Args:
+        values: By name; what is no setting of a memory is ignored.
+
+    Raises:
+        ValueError: Naming the setting, its type and what was given.
+    """
     for one in fields(MemoryConfig):
-        value, kind = getattr(config, one.name), str(one.type)
-        if value is None and one.name in optional:
+        kind = str(one.type)
+        value = values.get(one.name, one.default)
+        if value is None and one.default is None:
             continue
         wanted = KINDS.get(kind.removesuffix(" | None"), (str,))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise ValueError(f"{one.name} must be {kind}, got {value!r}")
+            raise ValueError(f"{one.name} must be {kind}, got {value!r:.80}")
 
 
 def _at_least(config: MemoryConfig, **minima: int) -> None:

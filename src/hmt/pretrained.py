@@ -7,13 +7,13 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmt.atomic import recover_directory
 from hmt.builtin import BUILT_INS, converted, dequantized
-from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written
+from hmt.config import MEMORY_FIELDS, as_first_written, check_kinds
 from hmt.files import read_settings
 
 if TYPE_CHECKING:
@@ -202,12 +202,13 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
     """Complain of values of a checkpoint's configuration that are of a wrong kind."""
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(MemoryConfig)}
-    kinds |= {"backbone_config": dict, "backbone_source": str, "bos_marks_turns": bool}
-    for field, kind in kinds.items():
+    try:
+        check_kinds(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged: {error} in its config.json") from error
+    for field, kind in {"backbone_config": dict, "backbone_source": str, "bos_marks_turns": bool}.items():
         value = values.get(field, kind())
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind):
             raise ValueError(
                 f"{name} is damaged: {field} in its config.json must be {kind.__name__}, got {value!r:.80}"
             )
