@@ -69,7 +69,9 @@ def main(options: Options) -> None:
 def measure(options: Options, segments: int, checkpointing: bool) -> dict[str, Any]:
     """One row."""
     torch.manual_seed(0)
-    model = HMTForCausalLM.from_backbone(options.model_name, dtype=options.dtype, sensory="reread", num_recalled_tokens=0)
+    model = HMTForCausalLM.from_backbone(
+        options.model_name, dtype=options.dtype, sensory="reread", num_recalled_tokens=0
+    )
     tokenizer = load_tokenizer(options.model_name)
     documents = tokenize(load_documents("stdlib", "train", limit=20), tokenizer, len(model.embedding_table))
     training = TrainOptions(

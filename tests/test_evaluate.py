@@ -94,7 +94,8 @@ def test_a_policy_is_chosen_when_a_model_is_evaluated(
 ) -> None:
     flags = (
         "--model_name", backbone_dir, "--task_name", task_dir, "--segment_length", 40, "--num_sensory", 4,
-        "--sensory", "reread", "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3, "--lengths", 600, "--target_tokens", 100,
+        "--sensory", "reread", "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3, "--lengths", 600,
+        "--target_tokens", 100,
         "--mode", "hmt", "--memory_injection", "published", "--retention_protected", 1, "--json", tmp_path / "out.json",
     )  # fmt: skip
     losses = {}
@@ -111,7 +112,8 @@ def test_a_policy_is_chosen_when_a_model_is_evaluated(
 @pytest.mark.parametrize(
     ("fields", "row"),
     [({"mode": "rmt"}, "rmt"), ({}, "hmt"), ({"sensory": "cache"}, "recall"),
-     ({"sensory": "cache", "num_recalled_tokens": 0}, "sinks"), ({"sensory": "cache", "num_memory_tokens": 1}, "hmt_cache")],
+     ({"sensory": "cache", "num_recalled_tokens": 0}, "sinks"),
+     ({"sensory": "cache", "num_memory_tokens": 1}, "hmt_cache")],
     ids=str,
 )  # fmt: skip
 def test_the_row_is_that_of_the_model_where_none_is_named(fields: dict[str, Any], row: str) -> None:
@@ -154,7 +156,17 @@ def replicas(backbone_dir: Path, tmp_path: Path) -> list[Path]:
 def test_checkpoints_of_several_seeds_are_one_table(
     replicas: list[Path], task_dir: Path, tmp_path: Path, run_cli: Any
 ) -> None:
-    command = ("evaluate", "--task_name", task_dir, "--lengths", 128, "--modes", "sliding,hmt", "--json", tmp_path / "f")
+    command = (
+        "evaluate",
+        "--task_name",
+        task_dir,
+        "--lengths",
+        128,
+        "--modes",
+        "sliding,hmt",
+        "--json",
+        tmp_path / "f",
+    )
     ppls = []
     for checkpoint in replicas:
         status, _, complaint = run_cli(*command, "--load_from_ckpt", checkpoint)

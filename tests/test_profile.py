@@ -36,7 +36,8 @@ def test_every_row_is_measured_at_every_length_and_shown(
 ) -> None:
     status, said, complaint = run_cli(
         "profile", "--model_name", backbone_dir, "--task_name", task_dir, *FLAGS, "--lengths", "60,100,140",
-        "--modes", "sinks,recall,hmt,rmt,full_attention", "--chunk_tokens", 32, "--new_tokens", 4, "--question_tokens", 3, "--json", tmp_path / "p.json",
+        "--modes", "sinks,recall,hmt,rmt,full_attention", "--chunk_tokens", 32,
+        "--new_tokens", 4, "--question_tokens", 3, "--json", tmp_path / "p.json",
         "--plot", tmp_path / "p.png",
     )  # fmt: skip
     assert status == 0, complaint

@@ -48,7 +48,13 @@ def expected_state(backbone_dir: Path, text: str, flags: tuple[Any, ...] = FLAGS
 @pytest.mark.parametrize("flags", [FLAGS, ROLLING], ids=["reread", "cache"])
 @pytest.mark.parametrize("part", [100_000, 50])
 def test_a_book_becomes_a_file(
-    part: int, flags: tuple[Any, ...], book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    part: int,
+    flags: tuple[Any, ...],
+    book: Path,
+    backbone_dir: Path,
+    tmp_path: Path,
+    run_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream, "PART_CHARACTERS", part)
     monkeypatch.setattr(stream, "MARGIN_CHARACTERS", part // 2)
@@ -67,7 +73,12 @@ def test_a_book_becomes_a_file(
 
 @pytest.mark.parametrize("flags", [FLAGS, ROLLING], ids=["reread", "cache"])
 def test_a_stream_is_appended_to_what_is_there(
-    flags: tuple[Any, ...], book: Path, backbone_dir: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    flags: tuple[Any, ...],
+    book: Path,
+    backbone_dir: Path,
+    tmp_path: Path,
+    run_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "book.memory"
     halves = book.read_text()[:401], book.read_text()[401:]

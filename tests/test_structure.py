@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
-    "config", "options", "atomic", "pretrained", "text", "memory", "extensions", "model", "metrics", "report", "training",
-    "evaluation", "serving", "harness", "verbs", "cli",
+    "config", "options", "atomic", "pretrained", "text", "memory", "extensions", "model", "metrics", "report",
+    "training", "evaluation", "serving", "harness", "verbs", "cli",
 )  # fmt: skip
 VERBS = (
     "evaluate",

@@ -45,7 +45,9 @@ def question(number: int, **fields: Any) -> Question:
 
 def ask(model: HMTForCausalLM, questions: list[Question], tokenizer: Any, **fields: Any) -> QuestionScores:
     """The scores of one checkpoint."""
-    options = EvaluateOptions(**{"sensory": "reread", "segment_length": 20, "modes": ROWS, "max_new_tokens": 8} | fields)
+    options = EvaluateOptions(
+        **{"sensory": "reread", "segment_length": 20, "modes": ROWS, "max_new_tokens": 8} | fields
+    )
     scores = QuestionScores(questions, options, tokenizer)
     scores.measure(model, options.rows, None)
     return scores

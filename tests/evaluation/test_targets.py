@@ -21,7 +21,9 @@ EVERY_ROW = tuple(ROWS)
 
 def options(**fields: Any) -> EvaluateOptions:
     """Options for the tiny model, checked."""
-    chosen = EvaluateOptions(**{"sensory": "reread", "segment_length": 20, "num_sensory": 4, "lengths": "40,80"} | fields)
+    chosen = EvaluateOptions(
+        **{"sensory": "reread", "segment_length": 20, "num_sensory": 4, "lengths": "40,80"} | fields
+    )
     chosen.check()
     return chosen
 
