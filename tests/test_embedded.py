@@ -70,7 +70,7 @@ def test_what_holds_for_tiny_models_holds_for_a_real_one(tmp_path: Path) -> None
     tokenizer = load_tokenizer("smollm2-135m")
     ids = tokenizer(TEXT[:600], return_tensors="pt").input_ids
     count = ids.shape[1]
-    settings = {"max_new_tokens": 50, "eos_token_id": None}
+    settings = {"max_new_tokens": 30, "eos_token_id": None}
 
     # Writing a text leaves the memory of reading it, and writes what reading would predict.
     causal = model.variant(recall_query="previous")
@@ -94,6 +94,6 @@ def test_what_holds_for_tiny_models_holds_for_a_real_one(tmp_path: Path) -> None
     assert torch.equal(model.generate(rows, attention_mask=mask, **settings)[0, longer.shape[1] :], whole[0, count:])
 
     # Without memory and within a window, transformers' own greedy text.
-    plain = model.variant(mode="backbone", num_sensory=0, segment_length=count + 50)
+    plain = model.variant(mode="backbone", num_sensory=0, segment_length=count + 30)
     expected = model.backbone.generate(ids, do_sample=False, **settings)
     assert torch.equal(plain.generate(ids, **settings), expected)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,8 +34,32 @@ FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
     "stage_1_step": 3, "training_step": 5, "eval_step": 2, "lr_decay_step": 2,
 }  # fmt: skip
+ON_CPU = {"ACCELERATE_USE_CPU": "yes"}
 TEXT = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 300, 41, 200, 56, 14, 15, 14)]
 """The last ones have one segment: nothing is recalled in them, and parts of the memory get no gradient."""
+
+
+def launch(function: str, *arguments: Any, **environment: str) -> None:
+    """Call a function of this file in two processes, as a launcher starts them."""
+    script = f"from tests.training import test_processes as t; t.{function}(*{arguments!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | environment | {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in running]
+    assert not any(process.returncode for process in running), said[0][-3000:]
 
 
 def train(folder: str, more: dict[str, Any]) -> None:
@@ -57,7 +81,7 @@ def test_two_processes_are_one(kind: dict[str, Any], tmp_path: Path) -> None:
         folder.mkdir()
         flags = kind | {"batch_size": 4 // processes}
         if processes == 2:
-            debug_launcher(train, (str(folder), flags), num_processes=2)
+            launch("train", str(folder), flags, **ON_CPU)
         else:
             train(str(folder), flags)
         figures.append(json.loads((folder / "figures.json").read_text()))
@@ -93,36 +117,14 @@ def train_on_deepspeed(folder: str, resume: bool) -> None:
         (Path(folder) / f"figures-{resume}.json").write_text(json.dumps(figures))
 
 
-def launch(folder: Path, resume: bool) -> dict[str, Any]:
-    """Two processes as a launcher starts them."""
-    script = f"from tests.training.test_processes import train_on_deepspeed as t; t({str(folder)!r}, {resume})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | DEEPSPEED | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                                       "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=240)[0] for process in running]
-    (folder / "said").write_text(said[0])
-    file = folder / f"figures-{resume}.json"
-    assert file.exists(), said[0][-3000:]
-    return json.loads(file.read_text())
-
-
 @pytest.mark.slow
 def test_deepspeed_takes_the_steps_of_one_process_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    first = launch(tmp_path, resume=False)
+    figures = []
+    for resume in (False, True):
+        launch("train_on_deepspeed", str(tmp_path), resume, **DEEPSPEED)
+        figures.append(json.loads((tmp_path / f"figures-{resume}.json").read_text()))
+    first, rest = figures
     assert (first["processes"], first["steps"], first["interrupted"]) == (2, 4, True)
-    rest = launch(tmp_path, resume=True)
     options = TrainOptions(**FLAGS | {"training_step": 8}, batch_size=4, hmt_stage_2=True, mixed_precision="bf16")
     alone = Training(make_model(memory_gain=0.5), options, keep=False).run(TEXT)
     losses = [[entry["loss"] for entry in figures["history"]] for figures in (rest, alone)]
@@ -170,7 +172,7 @@ def train_sharded(folder: str) -> None:
 
 
 def test_fsdp2_takes_the_steps_of_one_process(tmp_path: Path) -> None:
-    debug_launcher(train_sharded, (str(tmp_path),), num_processes=2)
+    launch("train_sharded", str(tmp_path), **ON_CPU)
     options = TrainOptions(**FLAGS | {"training_step": 6, "lr_decay": False, "stage_1_step": 0}, batch_size=4,
                            hmt_stage_2=True, train_backbone=True)  # fmt: skip
     options.learning_rate = TrainOptions().learning_rate
