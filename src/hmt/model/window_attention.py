@@ -152,6 +152,9 @@ def extend(
 
     Returns:
         Last hidden states (B, m, D), meaningless where `mask` is False, and the window with the new slots.
+
+    Raises:
+        ValueError: Positions of the window contradict each other, as those of a damaged file.
     """
     passing: Any = {"recompute": recompute, "around": around}
     real = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -159,8 +162,10 @@ def extend(
     if geometry.limit is not None and bool((over := (positions >= geometry.limit) & real).any()):
         column = int(over.any(dim=0).nonzero()[0])
         if not column:
-            window = move_back(backbone, window, geometry, over[:, 0])
-            return extend(backbone, window, embeddings, geometry, mask=mask, kinds=kinds, **passing)
+            moved = move_back(backbone, window, geometry, over[:, 0])
+            if bool((moved.next_position >= window.next_position)[over[:, 0]].any()):
+                raise ValueError("the window of the memory is damaged: its oldest token cannot be moved back")
+            return extend(backbone, moved, embeddings, geometry, mask=mask, kinds=kinds, **passing)
         outputs = []
         for part in (slice(0, column), slice(column, None)):
             hidden, window = extend(
