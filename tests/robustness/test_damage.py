@@ -17,7 +17,7 @@ CONFIGS: dict[str, Any] = {
     "list": [],
     "null": None,
     "deep": DEEP,
-    "none": {"segment_length": None},
+    "none": {"mode": None},
     "text": {"segment_length": "many"},
     "true": {"num_sensory": True},
     "negative": {"num_memory_tokens": -1},

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.serving import engine as engine_module
-from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, random_ids
+from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids
 from tests.serving.conftest import CHAT, CHAT_PATH, HELLO, READABLE, SAMPLING, TEXT_PATH
 
 TEXT = {"model": "tiny", "prompt": "Once upon"}
@@ -188,16 +188,18 @@ def test_every_conversation_begins_with_the_memory_and_none_changes_it(model: HM
     assert texts(answer) != [expected_text(model, rendered(HELLO))]
 
 
-def test_what_was_recalled_is_told(model: HMTForCausalLM, serve: Serve) -> None:
+def test_what_was_recalled_is_told(serve: Serve) -> None:
     text = "".join(f"Line {number} of the book. " for number in range(20))
+    model = make_rolling(segment_length=128, num_recalled_tokens=32)
     book = model.remember(byte_tokenizer()(text, return_tensors="pt").input_ids)
     client = serve(model, book)
-    whole = ask(client, max_tokens=5)["hmt"]["recalled"]
+    asked = [{"role": "user", "content": "What is in line 3 of the book?"}]
+    whole = ask(client, max_tokens=5, messages=asked)["hmt"]["recalled"]
     assert whole
-    read = text + rendered(HELLO)
+    read = text + rendered(asked)
     for passage in whole:
         assert passage["text"] == read[passage["start"] : passage["start"] + passage["tokens"]]
-    assert ask_for_chunks(client, max_tokens=5)[-1]["hmt"]["recalled"] == whole
+    assert ask_for_chunks(client, max_tokens=5, messages=asked)[-1]["hmt"]["recalled"] == whole
 
 
 def conversation(client: TestClient, turns: int, headers: dict[str, str] | None = None) -> list[dict[str, int]]:
