@@ -193,13 +193,13 @@ def test_what_was_recalled_is_told(serve: Serve) -> None:
     model = make_rolling(segment_length=128, num_recalled_tokens=32)
     book = model.remember(byte_tokenizer()(text, return_tensors="pt").input_ids)
     client = serve(model, book)
-    asked = [{"role": "user", "content": "What is in line 3 of the book?"}]
-    whole = ask(client, max_tokens=5, messages=asked)["hmt"]["recalled"]
+    asked = {"prompt": "Line 13 of the book", "max_tokens": 5}
+    whole = ask(client, TEXT_PATH, **asked)["hmt"]["recalled"]
     assert whole
-    read = text + rendered(asked)
+    assert "13" in whole[0]["text"]
     for passage in whole:
-        assert passage["text"] == read[passage["start"] : passage["start"] + passage["tokens"]]
-    assert ask_for_chunks(client, max_tokens=5, messages=asked)[-1]["hmt"]["recalled"] == whole
+        assert passage["text"] == text[passage["start"] : passage["start"] + passage["tokens"]]
+    assert ask_for_chunks(client, TEXT_PATH, **asked)[-1]["hmt"]["recalled"] == whole
 
 
 def conversation(client: TestClient, turns: int, headers: dict[str, str] | None = None) -> list[dict[str, int]]:
