@@ -58,8 +58,6 @@ class MemoryConfig:
     num_recalled_tokens: int | None = setting(None)
     """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall. Default:
     a quarter of the window."""
-    recall_selection: Literal["lexical", "attention", "hybrid"] = setting("lexical")
-    """Ranking of remembered passages: shared phrases, attention of the backbone, or both."""
     recall_on: Literal["prompt", "segment"] = setting("prompt")
     """Recall passages once for each prompt, or for every segment while reading (which does not pay for plain text)."""
     num_memory_tokens: int | None = setting(None, shapes=True, identity="prompt_tokens")
@@ -251,7 +249,6 @@ class MemoryConfig:
             sensory=("cache", "reread", None),
             recall_query=("prefix", "previous", None),
             memory_injection=("published", "gated"),
-            recall_selection=("lexical", "attention", "hybrid"),
             recall_on=("prompt", "segment"),
         )
         _at_least(
@@ -347,13 +344,13 @@ def as_first_written(settings: dict[str, Any]) -> dict[str, Any]:
     """Stored settings with what those written before the field `sensory` existed leave unsaid: they mean reread."""
     if "sensory" in settings:
         return settings
-    known = {name: value for name, value in settings.items() if name != "recall_recency"}
+    known = {name: value for name, value in settings.items() if name not in ("recall_recency", "recall_selection")}
     if recency := settings.get("recall_recency"):
         raise ValueError(f"recall_recency {recency} is no longer supported; train the memory without it")
     if "copy_context" in known:
         known["ngram_cache"] = known.pop("copy_context")
     return {"segment_length": 256, "num_sensory": 32, "num_memory_tokens": 1} | known | {
-        "sensory": "reread", "num_sinks": 0, "num_recalled_tokens": 0, "recall_selection": "lexical",
+        "sensory": "reread", "num_sinks": 0, "num_recalled_tokens": 0,
     }  # fmt: skip
 
 

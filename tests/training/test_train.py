@@ -59,7 +59,7 @@ def test_the_memory_learns_and_the_frozen_backbone_stays() -> None:
     "fields",
     [
         {"memory_policy": "attention", "mem_recall_context": 3},
-        {"memory_policy": "merge", "mem_recall_context": 3, "num_recalled_tokens": 4, "recall_selection": "attention"},
+        {"memory_policy": "merge", "mem_recall_context": 3, "num_recalled_tokens": 4},
     ],
     ids=str,
 )
