@@ -350,14 +350,22 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
 
     def identity(self, with_weights: bool = True) -> ModelIdentity:
         """The model as a memory notes it; the digest of its weights is left out while training."""
-        state = self.state_dict(keep_vars=True)
-        weights = (weight for name, weight in state.items() if not name.startswith(CHANGEABLE))
+        weights = (weight for name, weight in self._stored_tensors() if not name.startswith(CHANGEABLE))
         return ModelIdentity(
             name=self.config.backbone_source or type(self.backbone).__name__,
             width=embedding_size(self.backbone.config),
             settings=identity_settings(self.config),
             weights=weights_digest(weights) if with_weights and not self.training else "",
         )
+
+    def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the state dict, in its order. `state_dict` would shard parameters again (FSDP2)."""
+        for prefix, module in self.named_modules(remove_duplicate=False):
+            passing = module._non_persistent_buffers_set
+            buffers = {name: buffer for name, buffer in module._buffers.items() if name not in passing}
+            for name, tensor in (module._parameters | buffers).items():
+                if tensor is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
 
     def initial_state(self, batch_size: int = 1) -> MemoryState:
         """The state before the first token of `batch_size` texts."""
