@@ -108,7 +108,7 @@ def test_hidden_files_and_folders_are_no_documents(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("train.txt", b"caf\xe9"),
-        ("train.txt.gz", gzip.compress(b"text" * 100)[:-10]),
+        ("train.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-10]),
         ("train.txt.gz", b"\x1f\x8b of another kind"),
         ("train.jsonl", b'{"text": "a"}\n{"text": '),
         ("train.jsonl", b"[" * 20_000),
