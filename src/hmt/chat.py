@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList
 
 from hmt.memory.state import MemoryState
 from hmt.model.conversation import Answer, Conversation
-from hmt.model.decoding import CancelCriteria
+from hmt.model.generation import CancelCriteria
 from hmt.model.loading import load
 from hmt.options import ChatOptions
 from hmt.pretrained import first_line

@@ -5,12 +5,19 @@ Shape legend: B rows, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -19,12 +26,28 @@ from hmt.memory.rows import pack, packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.memory.window import RECALLED, Window
 from hmt.model.backbone import head, vocabulary_size
-from hmt.model.decoding import Context, Decoding, end_tokens, limit_length, plan, settle
 from hmt.model.outputs import RecallTrace, Recollection
 from hmt.model.stream import Stream
 
 if TYPE_CHECKING:
     from hmt.model.modeling_hmt import HMTForCausalLM
+
+DEFAULT_NEW_TOKENS = 20
+"""New tokens if nothing says how many, as in transformers."""
+
+DEFAULT_TOP_K = 50
+"""Candidates of sampling if nothing says how many, as in transformers; 0 is all of them."""
+
+UNSERVED = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), 1),
+    **dict.fromkeys(("diversity_penalty", "penalty_alpha"), 0),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "token_healing", "use_mtp"), False),
+    **dict.fromkeys(
+        ("assistant_early_exit", "constraints", "dola_layers", "force_words_ids", "prompt_lookup_num_tokens"), None
+    ),
+}
+"""Settings of transformers that are not implemented, since one continuation is followed per row, and the value besides
+None that asks for nothing."""
 
 
 @dataclass
@@ -68,8 +91,7 @@ def generate(
     if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
         got = None if input_ids is None else tuple(input_ids.shape)
         raise ValueError(f"input_ids must be (batch, tokens) with at least one token, got {got}")
-    config = settle(generation_config, model.generation_config, kwargs)
-    limit_length(config, input_ids.shape[1])
+    config = _complete(generation_config, model.generation_config, kwargs, input_ids.shape[1])
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
@@ -87,9 +109,10 @@ def generate(
         )
         state = state.map(lambda tensor: tensor.repeat_interleave(copies, dim=0))
     assert input_ids is not None
-    history, padding = _history(input_ids, attention_mask, earlier_ids)
-    context = Context(history.shape[1], padding, config, vocabulary_size(model.backbone), str(input_ids.device))
-    decoding = plan(context, logits_processor, stopping_criteria, tokenizer, prefix_allowed_tokens_fn)
+    history, mask = _history(input_ids, attention_mask, earlier_ids)
+    decoding = _decoding(
+        model, config, history, mask, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, tokenizer
+    )
     if streamer is not None:
         streamer.put(input_ids.cpu())
     state, prompt = recall_for_prompt(model, input_ids, attention_mask, state, query_ids)
@@ -101,6 +124,91 @@ def generate(
     if recollections is not None:
         result.recall = RecallTrace.of(recollections, prompt.found)
     return result if config.return_dict_in_generate else result.sequences
+
+
+class CancelCriteria(StoppingCriteria):
+    """End all texts once `cancelled` is set, from another thread or the handler of a signal."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        """(B,) bool, True for the rows that end here."""
+        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Settings of a call, and transformers' processors and criteria for them."""
+
+    config: GenerationConfig
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+
+
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """Tokens that end a text."""
+    eos = config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _complete(
+    given: GenerationConfig | None, own: GenerationConfig, overrides: dict[str, Any], prompt_tokens: int
+) -> GenerationConfig:
+    """Settings of a call with every default filled in: the caller's over the model's.
+
+    Raises:
+        ValueError: If a setting does not exist, cannot be served, or leaves no room for a new token; names it.
+    """
+    config = copy.deepcopy(given or own)
+    for name, value in vars(own).items():
+        if not name.startswith("_") and getattr(config, name, None) is None:
+            setattr(config, name, copy.deepcopy(value))
+    if unknown := config.update(**overrides):
+        raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
+    if unserved := [name for name, off in UNSERVED.items() if getattr(config, name, None) not in (None, off)]:
+        raise ValueError(f"generate follows one continuation per row and does not serve {', '.join(unserved)}")
+    if config.do_sample and config.top_k is None:
+        config.top_k = DEFAULT_TOP_K
+    if config.pad_token_id is None:
+        config.pad_token_id = next(iter(end_tokens(config)), None)
+    if config.max_new_tokens is None:
+        room = DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length - prompt_tokens
+        if room <= 0:
+            raise ValueError(
+                f"max_length must exceed the {prompt_tokens} tokens of the prompt, got {config.max_length}"
+            )
+        config.max_new_tokens = room
+    return config
+
+
+def _decoding(
+    model: HMTForCausalLM,
+    config: GenerationConfig,
+    history: Tensor,
+    mask: Tensor,
+    processors: LogitsProcessorList | None,
+    criteria: StoppingCriteriaList | None,
+    prefix_allowed_tokens_fn: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Decoding:
+    """Transformers' own processors and criteria for these settings, joined with the caller's."""
+    if config.stop_strings and tokenizer is None:
+        raise ValueError("stop_strings needs the model's tokenizer: generate(..., tokenizer=tokenizer)")
+    config.max_length = history.shape[1] + config.max_new_tokens
+    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=history.device)
+    chosen = model._get_logits_processor(
+        config,
+        input_ids_seq_length=history.shape[1],
+        encoder_input_ids=history,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        logits_processor=processors,
+        device=str(history.device),
+        model_kwargs={"attention_mask": mask},
+    )
+    config.max_length = None  # the loop counts; transformers would warn of the backbone's own limit
+    reasons = model._get_stopping_criteria(config, criteria or StoppingCriteriaList(), tokenizer)
+    return Decoding(config, chosen, reasons)
 
 
 @dataclass(frozen=True)
@@ -249,16 +357,11 @@ def _without_padding(input_ids: Tensor, config: GenerationConfig) -> Tensor | No
 
 def _history(
     input_ids: Tensor, attention_mask: Tensor | None, earlier_ids: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """What stands before the new tokens, padding moved to the left, so that what is written follows what was read.
-
-    Returns:
-        Tokens (B, earlier + T), and the padding of each row (B,), or None where there is none.
-    """
+) -> tuple[Tensor, Tensor]:
+    """Tokens before the new ones and their mask, (B, earlier + T), padding moved to the left."""
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if earlier_ids is not None:
         input_ids = torch.cat([earlier_ids, input_ids], dim=1)
         real = torch.cat([torch.ones_like(earlier_ids, dtype=torch.bool), real], dim=1)
-    if real.all():
-        return input_ids, None
-    return take(input_ids, packing_order(~real)), (~real).sum(dim=1)
+    order = packing_order(~real)
+    return take(input_ids, order), take(real, order)
