@@ -30,7 +30,7 @@ from torch import Tensor
 
 from hmt import HMTConfig, HMTForCausalLM
 from hmt.metrics.resources import Meter
-from hmt.model.compiled import compile_layers
+from hmt.model.backbone import compile_layers
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
 from hmt.text.tasks import load_documents
@@ -91,7 +91,7 @@ def main(options: Options) -> None:
     if options.tokens:
         reading.append({"row": "plain", "dtype": "float32"})
         for dtype in options.dtypes:
-            names = ["scored", "hmt", "cache", *(["compiled"] if dtype in compiled else [])]
+            names = ["scored", "hmt", "cache"]
             reading += [{"row": name, "dtype": dtype} for name in names]
     training: list[dict[str, Any]] = []
     for segments in options.segments:
@@ -132,17 +132,14 @@ def read(options: Options, row: dict[str, Any]) -> dict[str, Any]:
     """One turn of a reading row."""
     model, ids = prepare(options, row["dtype"], options.tokens)
     plain = PlainArrangement(model)
-    if row["row"] == "compiled":
-        model.compile_reading()
     work: dict[str, Callable[[Tensor], Any]] = {
         "plain": plain.read,
         "scored": lambda text: model(text, labels=text, return_logits=False),
         "hmt": model.remember,
         "cache": model.variant(**CACHE).remember,
-        "compiled": model.remember,
     }
     with torch.no_grad():
-        work[row["row"]](ids[:, : 6 * model.config.fresh_tokens])  # warms up, compiles
+        work[row["row"]](ids[:, : 6 * model.config.fresh_tokens])  # warms up
         with Meter(model.device) as meter:
             result = work[row["row"]](ids)
         figures = {

@@ -31,6 +31,7 @@ from torch import Tensor
 from hmt import HMTForCausalLM, MemoryState
 from hmt.memory.passages import Passage
 from hmt.metrics.environment import commit, environment
+from hmt.model.text_recall import insert, search
 from hmt.options.base import parse_counts
 from hmt.pretrained import load_tokenizer
 
@@ -161,7 +162,7 @@ class Rows:
             groups = [(texts[at : at + size], trials[at : at + size]) for at in range(0, len(trials), size)]
             return [right for told, group in groups for right in self._asked(model, told, None, group)]
         elif row == "direct":
-            found = [self.model._passages(state, number, trial.question) for number, trial in enumerate(trials)]
+            found = [search(self.model, state, number, trial.question) for number, trial in enumerate(trials)]
             prompts = [torch.cat([*(p.ids for p in told), asked]) for told, asked in zip(found, prompts, strict=True)]
         elif row == "bm25":
             prompts = [torch.cat([self._bm25(trial), trial.question]) for trial in trials]
@@ -171,7 +172,7 @@ class Rows:
                 [Passage(number, start, trials[number].ids[start:end], 0.0) for start, end in own]
                 for number, own in enumerate(runs)
             ]
-            state = self.model._with_passages(state, found)
+            state = insert(self.model, state, found)
         return self._asked(model, prompts, state, trials)
 
     def _asked(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hmt.config import CACHE_WINDOW, REREAD_WINDOW, MemoryConfig
 from hmt.model.rotary import rotations
@@ -70,6 +71,19 @@ def head(backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def compile_layers(backbone: PreTrainedModel) -> None:
+    """Compile a backbone's layers in place, for windows of any length: for training.
+
+    Raises:
+        ValueError: If transformers does not tell what the layers of this family are.
+    """
+    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"the layers of {type(backbone).__name__} cannot be compiled one by one; leave out --compile")
+    for layer in layers:
+        layer.compile()
 
 
 def has_adapter(backbone: PreTrainedModel) -> bool:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hmt.memory.state import MemoryState
 from hmt.model.backbone import head
-from hmt.model.generation import recall_for_prompt
 from hmt.model.losses import CHUNK_POSITIONS
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import StepOutput
 from hmt.model.stream import Stream
+from hmt.model.text_recall import recall_for_prompt
 from hmt.text.batches import IGNORED, Sample, pad
 
 Tokens = tuple[int, ...]
@@ -149,7 +149,7 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterat
     greedy = torch.ones(len(rows), dtype=torch.bool)
     endings: dict[int, Tensor] = {}
     state = state.map(lambda tensor: tensor[places])
-    for part, output, _ in model.steps(Stream(ids, mask, state), state, return_logits=False, causal=True):
+    for part, output, _ in model.steps(Stream(ids, mask, state), state, causal=True):
         cost, right = _cost(model, output, part.of(targets, IGNORED))
         nats += cost.sum(dim=1).double().cpu()
         greedy &= right.all(dim=1).cpu()

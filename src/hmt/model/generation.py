@@ -21,13 +21,13 @@ from transformers import (
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
-from hmt.memory.passages import QUERY_TAIL, WHOLE_QUERY, Passage
-from hmt.memory.rows import pack, packing_order, take
+from hmt.memory.rows import packing_order, take
 from hmt.memory.state import MemoryState
 from hmt.memory.window import RECALLED, Window
 from hmt.model.backbone import head, vocabulary_size
 from hmt.model.outputs import RecallTrace, Recollection
 from hmt.model.stream import Stream
+from hmt.model.text_recall import recall_for_prompt
 
 if TYPE_CHECKING:
     from hmt.model.modeling_hmt import HMTForCausalLM
@@ -195,9 +195,10 @@ def _decoding(
     """Transformers' own processors and criteria for these settings, joined with the caller's."""
     if config.stop_strings and tokenizer is None:
         raise ValueError("stop_strings needs the model's tokenizer: generate(..., tokenizer=tokenizer)")
-    config.max_length = history.shape[1] + config.max_new_tokens
-    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=history.device)
-    chosen = model._get_logits_processor(
+    config.num_beams, config.max_length = 1, history.shape[1] + config.max_new_tokens
+    mixin: Any = model
+    mixin._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=history.device)
+    chosen = mixin._get_logits_processor(
         config,
         input_ids_seq_length=history.shape[1],
         encoder_input_ids=history,
@@ -207,57 +208,8 @@ def _decoding(
         model_kwargs={"attention_mask": mask},
     )
     config.max_length = None  # the loop counts; transformers would warn of the backbone's own limit
-    reasons = model._get_stopping_criteria(config, criteria or StoppingCriteriaList(), tokenizer)
+    reasons = mixin._get_stopping_criteria(config, criteria or StoppingCriteriaList(), tokenizer)
     return Decoding(config, chosen, reasons)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is left to read of a prompt after its passages were recalled.
-
-    Attributes:
-        found: The passages.
-        rest: Token ids, (B, T), on the CPU or the device they came from.
-        mask: (B, T) bool, or None for all.
-    """
-
-    found: tuple[Passage, ...]
-    rest: Tensor
-    mask: Tensor | None
-
-
-def recall_for_prompt(
-    model: HMTForCausalLM,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    state: MemoryState,
-    query_ids: Tensor | None = None,
-) -> tuple[MemoryState, Prompt]:
-    """Recall passages for prompts. Of a prompt longer than a query, the beginning is remembered first.
-
-    Args:
-        model: Reads.
-        input_ids: Prompts, (B, T).
-        attention_mask: (B, T), nonzero at real tokens, or None.
-        state: What was read before.
-        query_ids: Tokens to recall for; the prompt where None.
-    """
-    if not model.config.recalled_tokens or model.config.recall_on != "prompt":
-        return state, Prompt((), input_ids, attention_mask)
-    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    ids, real = pack(input_ids.cpu().long(), real.cpu())
-    lengths = real.sum(dim=1)
-    if int(lengths.max()) > max(WHOLE_QUERY, model.config.sensory_tokens):
-        # The passages stand in front of the question, so what comes before the question is read first.
-        first = torch.where(lengths > WHOLE_QUERY, lengths - QUERY_TAIL, 0)
-        places = torch.arange(ids.shape[1])
-        state = model.remember(ids, state, places < first[:, None])
-        rest = first[:, None] + torch.arange(int((lengths - first).max()))
-        real = rest < lengths[:, None]
-        ids = take(ids, rest.clamp(max=ids.shape[1] - 1))
-    query, mask = (ids, real) if query_ids is None else (query_ids.cpu(), torch.ones_like(query_ids.cpu()).bool())
-    state, found = model.recall(query, state, mask)
-    return state, Prompt(found, ids, real)
 
 
 def read_prompt(
@@ -270,7 +222,7 @@ def read_prompt(
     """Read prompts (B, T): logits (B, V) float32 after the last token of each row, and the state there."""
     stream = Stream(input_ids, attention_mask, state)
     logits: Tensor | None = None
-    for segment, output, after in model.steps(stream, state, return_logits=False, causal=True):
+    for segment, output, after in model.steps(stream, state, causal=True):
         state = after
         if recollections is not None:
             recollections.append(output.alone())
@@ -355,9 +307,7 @@ def _without_padding(input_ids: Tensor, config: GenerationConfig) -> Tensor | No
     return None if text.all() else (from_left > 0) & (from_right > 0)
 
 
-def _history(
-    input_ids: Tensor, attention_mask: Tensor | None, earlier_ids: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _history(input_ids: Tensor, attention_mask: Tensor | None, earlier_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens before the new ones and their mask, (B, earlier + T), padding moved to the left."""
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if earlier_ids is not None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.config import memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import ModelOptions, ReadingOptions
+from hmt.options import ModelOptions
 from hmt.pretrained import first_line, has_tokenizer, load_tokenizer, unfit_errors
 from hmt.text.special_tokens import end_token_ids
 
@@ -36,8 +36,6 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
     except unfit_errors(RuntimeError) as error:
         raise ValueError(f"the model cannot be built: {type(error).__name__}: {first_line(error)}") from error
     model.eval()
-    if isinstance(options, ReadingOptions) and options.compile:
-        model.compile_reading()
     tokenizer = _tokenizer(options, model)
     model.use_tokenizer(tokenizer)
     model.generation_config.eos_token_id = end_token_ids(tokenizer, model.generation_config) or None

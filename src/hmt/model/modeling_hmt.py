@@ -24,13 +24,12 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from transformers import (
@@ -47,30 +46,24 @@ from transformers.generation import BaseStreamer
 
 from hmt.config import MemoryConfig, identity_settings
 from hmt.extensions import Extension, enabled_extensions
-from hmt.memory.bank import NO_TOKEN
 from hmt.memory.identity import ModelIdentity
-from hmt.memory.passages import Passage, SearchTables, choose_passages, note_use, query_of
+from hmt.memory.passages import Passage, SearchTables
 from hmt.memory.recall import Memory
-from hmt.memory.rows import pack, take
 from hmt.memory.state import MemoryState
-from hmt.memory.validation import check_fit, fitted_window
-from hmt.memory.window import PROMPT, RECALLED, TOKEN, StateWindow, Window
-from hmt.model import adapter, checkpoint, generation, losses, restore
+from hmt.memory.validation import check_fit
+from hmt.model import adapter, checkpoint, generation, losses, restore, sensory, text_recall
+from hmt.model.arguments import token_ids
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size
-from hmt.model.compiled import SUMMARIES, CompiledBody
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.generation import GenerateOutput
 from hmt.model.identity import weights_digest
 from hmt.model.losses import RETRIEVAL_LOSS_WEIGHT, Supporting
 from hmt.model.outputs import HMTOutput, RecallTrace, StepOutput
-from hmt.model.segment import Fresh, Query, Recalled
+from hmt.model.segment import Fresh, Query, Recalled, advance_state, append_tokens, batched_queries, segment_query
 from hmt.model.splice import splice
-from hmt.model.stream import Segment, Stream, groups
-from hmt.model.window_attention import Geometry, carry, extend, insert_passages, unsupported
+from hmt.model.stream import Segment, Stream
+from hmt.model.window_attention import Geometry
 from hmt.text.batches import IGNORED
-
-Outputs = Literal["all", "complete", "none"]
-"""Tokens whose output is wanted: all, those of segments that become complete, or none."""
 
 NEAR_SEGMENTS = 3
 """Recall distances below this are near, as published."""
@@ -90,8 +83,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         extensions: Features behind hooks, by name.
         checkpoint_segments: While training, keep only the inputs of each forward pass of the body, and run it again in
             the backward pass.
-        compiled: The compiled body for whole segments with reread; None to run it as it is.
         token_tables: Words, lines and sentences of a tokenizer for text recall; None searches token ids alone.
+        has_key_window: True if the window is a cache of keys and values, False if it is the backbone's own state (as
+            of Mamba); None until it was tried.
 
     Source: HMT (arXiv:2405.06067).
     """
@@ -108,9 +102,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     _keep_in_fp32_modules_strict = ["memory", "extensions"]  # noqa: RUF012  (transformers' own convention)
 
     checkpoint_segments = False
-    compiled: CompiledBody | None = None
     token_tables: SearchTables | None = None
-    _explicit_window: bool | None = None
+    has_key_window: bool | None = None
     _keys_to_ignore_on_load_unexpected = [r"^adapter\."]  # noqa: RUF012  (transformers' own convention)
 
     def __init__(
@@ -283,30 +276,23 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         config = HMTConfig.from_dict(self.config.to_dict() | config_fields)
         config.backbone_config = self.config.backbone_config
         variant = type(self)(config, backbone=self.backbone)
-        fitted = True
-        for own, theirs in ((variant.memory, self.memory), (variant.extensions, self.extensions)):
-            shared = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
-            for name, tensor in [*own.named_parameters(), *own.named_buffers()]:
-                fitted = fitted and name in shared and shared[name].shape == tensor.shape
-        if not fitted:
+        theirs, own = (
+            {name: tensor for name, tensor in model._stored_tensors() if not name.startswith("backbone.")}
+            for model in (self, variant)
+        )
+        shared = [name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape]
+        if len(shared) < len(own):
             variant.initialise_memory()
-        for own, theirs in ((variant.memory, self.memory), (variant.extensions, self.extensions)):
-            shared = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
-            for name, tensor in [*own.named_parameters(), *own.named_buffers()]:
-                if name in shared and shared[name].shape == tensor.shape:
-                    owner, _, leaf = name.rpartition(".")
-                    setattr(own.get_submodule(owner), leaf, shared[name])
-        for name in ("checkpoint_segments", "compiled", "token_tables", "_explicit_window"):
+        for name in shared:
+            owner, _, leaf = name.rpartition(".")
+            setattr(variant.get_submodule(owner), leaf, theirs[name])
+        for name in ("checkpoint_segments", "token_tables", "has_key_window"):
             setattr(variant, name, getattr(self, name))
         return variant.train(self.training)
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let text recall know words, lines and sentences: it finds more, and cuts passages where a line ends."""
         self.token_tables = SearchTables(tokenizer, vocabulary_size(self.backbone))
-
-    def compile_reading(self) -> None:
-        """Compile the body for whole segments with reread; the first segments take long."""
-        self.compiled = CompiledBody(self.backbone)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -406,7 +392,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         if bool((memory.pending_counts >= self.segment_tokens(memory)).any()):
             raise ValueError(f"the memory has {int(memory.pending_counts.max())} tokens of an unfinished segment")
         if isinstance(memory.window, dict):
-            memory = replace(memory, window=self._restored_window(memory.window))
+            memory = replace(memory, window=sensory.restore_window(self, memory.window))
         device = self.embedding_table.device
         return memory if memory.bank.embeddings.device == device else memory.to(device)
 
@@ -453,7 +439,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         query: Query | None = None,
         causal: bool = False,
         return_logits: bool = True,
-        outputs: Outputs = "all",
+        need_output: bool = True,
     ) -> tuple[StepOutput, MemoryState]:
         """Read the next tokens of each row. Nothing but the arguments goes in, nothing but the result comes out.
 
@@ -469,7 +455,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             causal: Let the memory prompt depend on earlier tokens alone: until a "prefix" query has its J tokens, it is
                 the "previous" one. Generation and the scoring of continuations read so.
             return_logits: Run the head.
-            outputs: Tokens whose output is wanted. Nothing is computed that is not needed.
+            need_output: False to compute nothing that the new state does not need.
 
         Returns:
             The output and the new state.
@@ -482,71 +468,30 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         self._check_state(state, segment_ids.shape[0], self.identity(with_weights=False))
         ids = segment_ids.long().cpu()
         mask = torch.ones_like(ids, dtype=torch.bool) if segment_mask is None else segment_mask.bool().cpu()
-        fresh = self._append_tokens(state, ids, mask)
-        if outputs != "all" and not self.config.rolling and not fresh.complete.any():
-            return self._nothing(state, fresh), self._advance(state, fresh, None)
+        fresh = append_tokens(self, state, ids, mask)
+        if not need_output and not self.config.rolling and not fresh.complete.any():
+            return StepOutput.empty(state), advance_state(self, state, fresh, None)
         recalled = self._recall_embeddings(state, fresh, query, causal)
-        hidden, left_behind, window = self._read(state, fresh, recalled, ids, mask, outputs)
-        logits: Tensor | None = None
-        extras: dict[str, Tensor] = {}
-        adjusting = any(extension.needs_logits for extension in self._extensions())
-        if hidden is not None and (adjusting or (return_logits and outputs != "none")):
-            logits = head(self.backbone, hidden)
-            if adjusting:
-                logits = logits.float()
-                for extension in self._extensions():
-                    logits, changes = extension.adjust_logits(logits, ids, mask, state)
-                    extras |= changes
-        output = StepOutput(
-            hidden=hidden,
-            logits=logits,
-            weights=recalled.weights,
-            recall_logits=recalled.recall_logits,
-            segments=recalled.segments,
-            starts=recalled.starts,
-            distances=recalled.distances,
-        )
+        hidden, left_behind, window = self._read(state, fresh, recalled, ids, mask, need_output)
+        logits, extras = self._logits(hidden, ids, mask, state, return_logits and need_output)
         state = replace(state, window=window, asked=recalled.asked, extras=state.extras | extras)
+        output = StepOutput(hidden=hidden, logits=logits, **vars(recalled.alone()))
         return output, self._remember(state, fresh, recalled, left_behind)
 
-    def _append_tokens(self, state: MemoryState, ids: Tensor, mask: Tensor) -> Fresh:
-        """The fresh tokens of the unfinished segment, with new ones added."""
-        new = mask.sum(dim=1)
-        counts, length = state.pending_counts + new, self.segment_tokens(state)
-        spans = self.config.rolling and not self.config.prompt_tokens
-        if not spans and bool((counts > length).any()):
-            row = int((counts - length).argmax())
-            raise ValueError(f"a segment has {int(length[row])} fresh tokens, step was given {int(counts[row])}")
-        ids, mask = pack(torch.cat([state.pending_ids, ids], dim=1), torch.cat([state.pending_valid, mask], dim=1))
-        return Fresh(ids, mask, new, complete=(counts >= length) & (new > 0))
-
-    def _nothing(self, state: MemoryState, fresh: Fresh) -> StepOutput:
-        """The output of a step in which nothing had to be computed."""
-        return StepOutput(
-            hidden=None,
-            logits=None,
-            weights=None,
-            recall_logits=None,
-            segments=state.bank.numbers,
-            starts=state.tokens_read - state.pending_counts,
-            distances=torch.zeros_like(fresh.new),
-        )
-
-    def summarize(self, ids: Tensor, mask: Tensor, comes_again: bool = False) -> Tensor:
+    def summarize(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Equation 1: body over [T | tokens | T], hidden states at the trailing summary prompt, (B, R, D).
 
         Args:
             ids: Query tokens, (B, J).
             mask: (B, J) bool.
-            comes_again: True if more of this shape will come, so that a compiled body is worth its compilation.
         """
         assert self.memory.summary_prompt is not None
-        tokens = embed(self.backbone, ids.to(self.embedding_table.device))
+        tokens = self.embed(ids)
         prompt = self.memory.summary_prompt.to(tokens.dtype).expand(ids.shape[0], -1, -1)
         always = torch.ones(prompt.shape[:2], dtype=torch.bool)
         with record_function("hmt.summary"):
             spliced = splice((prompt, always), (tokens, mask), (prompt, always))
-            return spliced.split(self._body(spliced.embeddings, comes_again))[-1]
+            return spliced.split(self.run_body(spliced.embeddings))[-1]
 
     def _recall_embeddings(self, state: MemoryState, fresh: Fresh, query: Query | None, causal: bool) -> Recalled:
         """Equations 2 and 3: the memory prompt of the segment at hand."""
@@ -555,7 +500,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         near, asked = torch.zeros_like(filled), torch.zeros_like(fresh.new)
         known = self.config.prompt_tokens and bank.valid.shape[1]
         if self.memory.recall is not None and known:
-            query = query or (self._causal_query(state, fresh) if causal else self._query(state, fresh))
+            query = query or segment_query(self, state, fresh, causal)
             summary = self.summarize(query.ids, query.mask) if query.summary is None else query.summary
             asked = query.asked * filled
             with record_function("hmt.recall"):
@@ -571,8 +516,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         table = self.embedding_table
         leading = trailing = table.new_zeros(len(filled), 0, table.shape[1])
         if self.memory.injection is not None:
-            prompts = self.memory.injection(mixed, filled)
-            leading, trailing = (prompt.to(table.dtype) for prompt in prompts)
+            leading, trailing = (prompt.to(table.dtype) for prompt in self.memory.injection(mixed, filled))
         return Recalled(
             leading=leading,
             trailing=trailing,
@@ -586,264 +530,65 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         )
 
     def _read(
-        self, state: MemoryState, fresh: Fresh, recalled: Recalled, ids: Tensor, mask: Tensor, outputs: Outputs
-    ) -> tuple[Tensor | None, Tensor, Window | StateWindow | None]:
+        self, state: MemoryState, fresh: Fresh, recalled: Recalled, ids: Tensor, mask: Tensor, need_output: bool
+    ) -> tuple[Tensor | None, Tensor, Any]:
         """Equation 4: hidden states of the new tokens (B, l, D), of the trailing prompt (B, R, D), and the window."""
-        nothing = recalled.trailing[:, :0]
-        with record_function("hmt.read"):
-            if self.config.rolling:
-                return self._read_on(state, fresh, recalled, ids, mask)
-            if outputs == "none" and not self.config.prompt_tokens:
-                return None, nothing, None
-            if torch.is_grad_enabled() or (bool((fresh.complete | (fresh.new == 0)).all()) and state.window is None):
-                return (*self._read_whole(state, fresh, recalled, ids, mask), None)
-            return self._read_part(state, fresh, recalled, ids, mask)
-
-    def _read_on(
-        self, state: MemoryState, fresh: Fresh, recalled: Recalled, ids: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Window | StateWindow]:
-        """Read through the rolling window: [sinks | passages | last K tokens | P_n | X_n | P_n]."""
-        window = self._rebuilt_window(state) if state.window is None else state.window
-        starts = (state.pending_counts == 0) & (fresh.new > 0)
-        hidden, window = self._extend(
-            window,
-            (recalled.leading, starts[:, None].expand(recalled.leading.shape[:2]), PROMPT),
-            (self._embed(ids), mask, TOKEN),
-            (recalled.trailing, fresh.complete[:, None].expand(recalled.trailing.shape[:2]), PROMPT),
-        )
-        if self.config.prompt_tokens and isinstance(window, Window):
-            window = window.without(PROMPT, fresh.complete)
-        return hidden[1], hidden[2], window
-
-    def _read_whole(
-        self, state: MemoryState, fresh: Fresh, recalled: Recalled, ids: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Read a window that is not needed again, [P_n | sensory | X_n | P_n], in one pass without a cache."""
-        pieces = [*self._window_pieces(state, recalled), (self._embed(ids), mask)]
-        spliced = splice(*pieces, (recalled.trailing, fresh.complete[:, None].expand(recalled.trailing.shape[:2])))
-        whole = spliced.embeddings.shape[1] == self.config.window
-        *_, hidden, left_behind = spliced.split(self._body(spliced.embeddings, comes_again=whole))
-        return hidden, left_behind
-
-    def _read_part(
-        self, state: MemoryState, fresh: Fresh, recalled: Recalled, ids: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Window | StateWindow | None]:
-        """Read on in the window of an unfinished segment, or build it anew where its prompt has changed."""
-        window, pieces = state.window, [(self._embed(ids), mask, TOKEN)]
-        if window is None or state.asked is None or not torch.equal(state.asked, recalled.asked):
-            window = self._empty_window(state.batch_size)
-            pieces = [*((*piece, TOKEN) for piece in self._window_pieces(state, recalled)), *pieces]
-        hidden, window = self._extend(window, *pieces)
-        left_behind = recalled.trailing
-        if fresh.complete.any() and self.config.prompt_tokens:
-            complete = fresh.complete[:, None].expand(recalled.trailing.shape[:2])
-            (left_behind,), window = self._extend(window, (recalled.trailing, complete, TOKEN))
-        return hidden[-1], left_behind, None if fresh.complete.any() else window
-
-    def _window_pieces(self, state: MemoryState, recalled: Recalled) -> list[tuple[Tensor, Tensor]]:
-        """The window before new tokens with reread, [P_n | sensory | unfinished segment]: embeddings and masks."""
-        wide = state.tail_ids.shape[1]
-        sensory = slice(wide - min(self.config.sensory_tokens, wide), None)
-        valid = state.tail_valid[:, sensory]
-        if valid.shape[1]:
-            newest = torch.arange(valid.shape[1] - 1, -1, -1)
-            valid = valid & (newest < self.window_tokens(state)[1][:, None])
-        always = torch.ones(recalled.leading.shape[:2], dtype=torch.bool)
-        tokens = [(state.tail_ids[:, sensory], valid), (state.pending_ids, state.pending_valid)]
-        return [(recalled.leading, always), *((self._embed(ids), mask) for ids, mask in tokens)]
-
-    def _extend(
-        self, window: Window | StateWindow, *pieces: tuple[Tensor, Tensor, int]
-    ) -> tuple[tuple[Tensor, ...], Window | StateWindow]:
-        """Feed pieces, each (embeddings (B, m, D), mask (B, m), kind), in one pass: their hidden states, the window."""
-        widths = [part.shape[1] for part, _, _ in pieces]
-        embeddings = torch.cat([part for part, _, _ in pieces], dim=1)
-        mask = torch.cat([valid for _, valid, _ in pieces], dim=1)
-        kinds = torch.cat([torch.full((width,), kind) for width, (_, _, kind) in zip(widths, pieces, strict=True)])
-        used = mask.any(dim=0)  # columns that some row has
-        if not used.any():
-            return embeddings.split(widths, dim=1), window
-        places = None if used.all() else used.nonzero()[:, 0].to(embeddings.device)
-        fed, valid = (embeddings, mask) if places is None else (embeddings[:, places], mask[:, used])
-        if isinstance(window, StateWindow):
-            with self._around_body():
-                hidden, window = carry(self.backbone, window, fed, valid)
+        if not need_output and not self.config.rolling and not self.config.prompt_tokens:
+            return None, recalled.trailing, None
+        whole = state.window is None and bool((fresh.complete | (fresh.new == 0)).all())
+        if self.config.rolling:
+            read = sensory.read_rolling
         else:
-            hidden, window = extend(
-                self.backbone, window, fed, self.geometry if self.config.rolling else Geometry(), mask=valid,
-                kinds=kinds[used].to(torch.int8), recompute=self.checkpoint_segments and self.training,
-                around=self._around_body,
-            )  # fmt: skip
-        if places is not None:
-            hidden = hidden.new_zeros(embeddings.shape).index_copy(1, places, hidden)
-        return hidden.split(widths, dim=1), window
+            read = sensory.read_whole if whole or torch.is_grad_enabled() else sensory.read_part
+        with record_function("hmt.read"):
+            return read(self, state, fresh, recalled, ids, mask)
 
-    def _empty_window(self, batch_size: int) -> Window | StateWindow:
-        """The window before the first token, of the kind that the backbone can extend."""
-        if self._explicit_window is None:
-            self._explicit_window = not unsupported(self.backbone)
-        return Window.empty(batch_size) if self._explicit_window else StateWindow.empty(batch_size)
-
-    def _restored_window(self, tensors: dict[str, Tensor]) -> Window | StateWindow:
-        """The window of an exact memory file."""
-        token, real = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
-        with torch.no_grad():
-            _, own = self._extend(self._empty_window(1), (self._embed(token), real, TOKEN))
-        limit = self.geometry.limit if self.config.rolling and isinstance(own, Window) else None
-        tensors = fitted_window(tensors, own.tensors(), len(tensors["next_position"]), limit)
-        if isinstance(own, StateWindow):
-            return StateWindow.of(tensors)
-        return Window.of(tensors, self.config.get_text_config().num_hidden_layers)
-
-    def _rebuilt_window(self, state: MemoryState) -> Window | StateWindow:
-        """The rolling window of a state that holds token ids alone: its last tokens, read once more."""
-        window = self._empty_window(state.batch_size)
-        if not bool((state.tokens_read > 0).any()):
-            return window
-        ids, valid = pack(
-            torch.cat([state.tail_ids, state.pending_ids], dim=1),
-            torch.cat([state.tail_valid, state.pending_valid], dim=1),
-        )
-        counts, sinks, wanted = valid.sum(dim=1), self.config.sinks, self.config.sinks + self.config.sensory_tokens
-        slots = (counts - wanted).clamp(min=0)[:, None] + torch.arange(min(wanted, ids.shape[1]))
-        valid = slots < counts[:, None]
-        ids = take(ids, slots.clamp(max=ids.shape[1] - 1))
-        _, window = self._extend(window, (self._embed(ids[:, :sinks]), valid[:, :sinks], TOKEN))
-        if isinstance(window, Window):  # room for passages, where there is text that the window does not hold
-            more = state.tokens_read > valid.sum(dim=1)
-            window = replace(window, next_position=window.next_position + self.config.recalled_tokens * more)
-        for start in range(sinks, ids.shape[1], self.config.read_chunk_tokens):
-            part = slice(start, start + self.config.read_chunk_tokens)
-            _, window = self._extend(window, (self._embed(ids[:, part]), valid[:, part], TOKEN))
-        return window
+    def _logits(
+        self, hidden: Tensor | None, ids: Tensor, mask: Tensor, state: MemoryState, return_logits: bool
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Logits (B, l, V) after hidden states (B, l, D), and what changes in the state of the extensions."""
+        adjusting = [extension for extension in self._extensions() if extension.needs_logits]
+        extras: dict[str, Tensor] = {}
+        if hidden is None or not (return_logits or adjusting):
+            return None, extras
+        logits = head(self.backbone, hidden)
+        for extension in adjusting:
+            logits, changes = extension.adjust_logits(logits.float(), ids, mask, state)
+            extras |= changes
+        return logits, extras
 
     def _remember(self, state: MemoryState, fresh: Fresh, recalled: Recalled, left_behind: Tensor) -> MemoryState:
         """The state after reading: complete segments are in the bank."""
-        bank = state.bank
         if recalled.weights is not None:  # once a segment, however many calls it took
-            state = replace(state, bank=bank.record_usage(recalled.weights, fresh.complete))
-        if not self.config.rolling and fresh.complete.any():
-            state = replace(state, window=None, asked=None)
+            state = replace(state, bank=state.bank.record_usage(recalled.weights, fresh.complete))
         extras: dict[str, Tensor] = {}
         if fresh.complete.any():
+            if not self.config.rolling:
+                state = replace(state, window=None, asked=None)
             for extension in self._extensions():
                 left_behind, changes = extension.after_segment(state, left_behind, fresh.complete, recalled.near)
                 extras |= changes
-        after = self._advance(state, fresh, left_behind)
+        after = advance_state(self, state, fresh, left_behind)
         return replace(after, extras=after.extras | extras)
 
-    def _advance(self, state: MemoryState, fresh: Fresh, left_behind: Tensor | None) -> MemoryState:
-        """The state after fresh tokens: whole segments move to the bank, the rest stays pending."""
-        counts, length = fresh.mask.sum(dim=1), self.segment_tokens(state)
-        spans = torch.where(fresh.complete, counts.div(length, rounding_mode="floor"), 0)
-        bank, most = state.bank, int(spans.max())
-        if most and self.config.segment_slots and left_behind is not None:
-            if not self.config.prompt_tokens:
-                left_behind = bank.embeddings.new_zeros(len(counts), 1, 0)
-            for number in range(most):
-                place = number * length[:, None] + torch.arange(bank.tokens.shape[2])
-                inside = (place < (number + 1) * length[:, None]) & (place < fresh.ids.shape[1])
-                tokens = take(fresh.ids, place.clamp(max=fresh.ids.shape[1] - 1)).masked_fill(~inside, NO_TOKEN)
-                bank = bank.append(left_behind, spans > number, state.segments_read + number, tokens)
-            if bank.valid.shape[1] > self.config.capacity:
-                bank = self.memory.retention.make_room(bank, self.config.capacity)
-        done = spans * length
-        tail = state.tail_ids.shape[1]
-        slots = done[:, None] + torch.arange(tail)
-        pending = counts - done
-        width = int(pending.max())
-        rest = (done[:, None] + torch.arange(width)).clamp(max=max(fresh.ids.shape[1] - 1, 0))
-        valid = torch.arange(width) < pending[:, None]
-        return replace(
-            state,
-            bank=bank,
-            tail_ids=take(torch.cat([state.tail_ids, fresh.ids], dim=1), slots),
-            tail_valid=take(torch.cat([state.tail_valid, fresh.mask], dim=1), slots),
-            pending_ids=take(fresh.ids, rest) * valid,
-            pending_valid=valid,
-            segments_read=state.segments_read + spans,
-            tokens_read=state.tokens_read + fresh.new,
-        )
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (B, M, D) of ids (B, M), on the model's device."""
+        return embed(self.backbone, ids.to(self.embedding_table.device, non_blocking=True))
 
-    def _extensions(self) -> Iterator[Extension]:
-        return iter(self.extensions.values())  # type: ignore[arg-type]
+    def run_body(self, embeddings: Tensor) -> Tensor:
+        """Last hidden states (B, M, D) of a window that is read without a cache."""
+        recompute = self.checkpoint_segments and self.training
+        return body(self.backbone, embeddings, recompute, around=self.around_body)
 
-    def _around_body(self) -> ExitStack:
+    def around_body(self) -> ExitStack:
+        """Context in which the backbone's body runs."""
         stack = ExitStack()
         for extension in self._extensions():
             stack.enter_context(extension.around_body(self.backbone))
         return stack
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return embed(self.backbone, ids.to(self.embedding_table.device, non_blocking=True))
-
-    def _body(self, embeddings: Tensor, comes_again: bool) -> Tensor:
-        if comes_again and self.compiled is not None and self._may_compile:
-            return self.compiled(embeddings)
-        recompute = self.checkpoint_segments and self.training
-        return body(self.backbone, embeddings, recompute, around=self._around_body)
-
-    @property
-    def _may_compile(self) -> bool:
-        return not self.training and not torch.is_grad_enabled() and not len(self.extensions)
-
-    # Queries of embedding recall.
-
-    def _query(self, state: MemoryState, fresh: Fresh) -> Query:
-        """The tokens that a segment's query reads."""
-        if self.config.query == "previous":
-            return self._query_before(state)
-        count = self.config.longest_summary
-        wanted = torch.arange(count) < self.query_tokens(state)[:, None]
-        width = min(count, fresh.ids.shape[1])
-        mask = fresh.mask[:, :width] & wanted[:, :width]
-        return Query(fresh.ids[:, :width], mask, asked=mask.sum(dim=1))
-
-    def _query_before(self, state: MemoryState) -> Query:
-        """A query of the last tokens before the segment."""
-        count = self.config.longest_summary
-        wanted = torch.arange(count - 1, -1, -1) < self.query_tokens(state)[:, None]
-        mask = state.tail_valid[:, -count:] & wanted
-        return Query(state.tail_ids[:, -count:], mask, asked=torch.zeros(state.batch_size, dtype=torch.long))
-
-    def _causal_query(self, state: MemoryState, fresh: Fresh) -> Query:
-        """The query of each row: that of a whole segment once its J tokens are there, before that the "previous" one.
-
-        So the prompt depends on earlier tokens alone, whatever part of them was the user's, was written in an earlier
-        call, or stands in another row.
-        """
-        before = self._query_before(state)
-        if self.config.query == "previous":
-            return before
-        own = self._query(state, fresh)
-        missing = before.ids.shape[1] - own.ids.shape[1]
-        ids, mask = (F.pad(part, (0, missing)) for part in (own.ids, own.mask))
-        ready = mask.sum(dim=1) == self.query_tokens(state)
-        rows = ready[:, None]
-        return Query(torch.where(rows, ids, before.ids), torch.where(rows, mask, before.mask), own.asked * ready)
-
-    def _queries(self, stream: Stream, segments: int) -> Iterator[Query | None]:
-        """The queries of a call's first segments, those of several segments summarized in one call of the body.
-
-        Queries depend on tokens alone, so they need not wait for the memory. The first one is left to the step, which
-        knows if there is anything to recall yet.
-        """
-        yield None
-        length, count = self.config.fresh_tokens, self.config.summary_tokens
-        own = self.config.query == "prefix"
-        rows = stream.ids.shape[0]
-        # What is computed again in the backward pass should be no larger than a window.
-        recomputed = self.checkpoint_segments and self.training
-        positions = self.config.window * rows if recomputed else self.config.summary_batch_tokens
-        at_once = max(positions // ((count + 2 * self.config.prompt_tokens) * rows), 1)
-        if self.compiled is not None and self._may_compile:
-            at_once = min(at_once, SUMMARIES)
-        for numbers in groups(1, segments, at_once, few_sizes=not torch.is_grad_enabled()):
-            spans = [stream.span(number * length - (0 if own else count), count) for number in numbers]
-            ids, mask = (torch.cat(parts) for parts in zip(*spans, strict=True))
-            summaries = self.summarize(ids, mask, comes_again=len(spans) == at_once).split(rows)
-            for (span_ids, span_mask), summary in zip(spans, summaries, strict=True):
-                yield Query(span_ids, span_mask, span_mask.sum(dim=1) * own, summary)
+    def _extensions(self) -> Iterator[Extension]:
+        return iter(self.extensions.values())  # type: ignore[arg-type]
 
     # Reading texts of any length.
 
@@ -852,22 +597,29 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         stream: Stream,
         state: MemoryState,
         *,
-        return_logits: bool,
-        outputs: Outputs = "all",
+        return_logits: bool = False,
+        need_output: bool = True,
         causal: bool = False,
         truncate_every: int | None = None,
         targets: Tensor | None = None,
     ) -> Iterator[tuple[Segment, StepOutput, MemoryState]]:
-        """Step through the tokens of a call; every `truncate_every` segments the state leaves its graph.
+        """Step through the tokens of a call.
 
-        Where `targets` (B, T) of the packed tokens are given, no output is wanted of parts without one.
+        Args:
+            stream: The tokens.
+            state: What was read before them.
+            return_logits: Run the head.
+            need_output: As in `step`.
+            causal: As in `step`.
+            truncate_every: Detach the state every so many segments.
+            targets: (B, T) of the packed tokens; parts without one need no output.
         """
         queries = None
         if self.config.recalls and not causal and "fast" not in state.extras:
-            whole = outputs != "all" and not self.config.rolling  # a segment that is not read asks nothing
-            queries = self._queries(stream, stream.count(self.config.fresh_tokens, whole=whole))
+            whole = not need_output and not self.config.rolling  # a segment that is not read asks nothing
+            queries = batched_queries(self, stream, stream.count(self.config.fresh_tokens, whole=whole))
         for number in itertools.count():
-            state = self._recall_for_segment(state)
+            state = text_recall.recall_for_segment(self, state)
             segment = stream.cut(self._room(state, causal))
             if segment is None:
                 return
@@ -881,7 +633,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
                 query=next(queries, None) if queries else None,
                 causal=causal,
                 return_logits=return_logits,
-                outputs="none" if unscored else outputs,
+                need_output=need_output and not unscored,
             )
             yield segment, output, state
 
@@ -942,7 +694,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             ValueError: On shapes that do not fit, a row without a token, a memory of another model, or an argument
                 that a memory cannot serve; names it.
         """
-        input_ids = _input_ids(input_ids, neutral)
+        input_ids = token_ids(input_ids, neutral)
         state = self.start_state(memory, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state)
         scores = None if labels is None else losses.Scores(self.backbone, stream, labels, loss_tokens)
@@ -1007,7 +759,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         """
         state = self.start_state(state, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state)
-        for _, _, after in self.steps(stream, state, return_logits=False, outputs="none"):
+        for _, _, after in self.steps(stream, state, need_output=False):
             state = after
         return state
 
@@ -1030,45 +782,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         Returns:
             The state to read the prompt with, and the passages, in order of rows, then age.
         """
-        if not self.config.recalled_tokens or not memory.batch_size:
-            return memory, ()
-        real = torch.ones_like(query_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        queries = [query_of(ids[mask].cpu()) for ids, mask in zip(query_ids, real, strict=True)]
-        found = [self._passages(memory, row, query) for row, query in enumerate(queries)]
-        passages = [passage for row in found for passage in row]
-        return self._with_passages(note_use(memory, passages), found), tuple(passages)
-
-    def _passages(self, state: MemoryState, row: int, query: Tensor) -> list[Passage]:
-        config = self.config
-        reach = config.sensory_tokens if config.rolling else config.sensory_tokens + int(state.pending_counts[row])
-        return choose_passages(
-            state, row, query, config.recalled_tokens, reach=reach, sinks=config.sinks, tables=self.token_tables
-        )
-
-    def _with_passages(self, state: MemoryState, found: Sequence[Sequence[Passage]]) -> MemoryState:
-        """The state whose window holds these passages of each row, and no others."""
-        rows = [torch.cat([passage.ids for passage in row]) if row else torch.zeros(0).long() for row in found]
-        width = max(len(row) for row in rows)
-        ids = torch.stack([F.pad(row, (0, width - len(row))) for row in rows])
-        mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
-        if not self.config.rolling or isinstance(state.window, StateWindow):
-            return self.remember(ids, state, mask) if width else state
-        window = self._rebuilt_window(state) if state.window is None else state.window
-        if isinstance(window, StateWindow):
-            return self.remember(ids, replace(state, window=window), mask) if width else state
-        if not width:
-            return replace(state, window=window.without(RECALLED))
-        window = insert_passages(self.backbone, window, self._embed(ids), self.geometry, mask, self._around_body)
-        return replace(state, window=window)
-
-    def _recall_for_segment(self, state: MemoryState) -> MemoryState:
-        """With `recall_on="segment"`, passages for the segment that begins, asked for with the tokens before it."""
-        config = self.config
-        if config.recall_on != "segment" or not config.recalled_tokens or not config.rolling:
-            return state
-        if bool((state.pending_counts > 0).any()) or not bool(state.bank.filled.any()):
-            return state
-        return self.recall(state.tail_ids[:, -64:], state, state.tail_valid[:, -64:])[0]
+        return text_recall.recall_text(self, query_ids, memory, attention_mask)
 
     # Generation: generation.py.
 
@@ -1137,37 +851,6 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             output_recall=output_recall,
             **kwargs,
         )
-
-
-REFUSED = ("inputs_embeds", "past_key_values", "output_attentions", "output_hidden_states")
-"""Arguments of a causal LM that a memory cannot serve at other than neutral values."""
-
-IGNORABLE = ("use_cache", "cache_position", "logits_to_keep", "token_type_ids")
-"""Arguments of a causal LM that change nothing here."""
-
-
-def _input_ids(input_ids: Tensor | None, neutral: dict[str, Any]) -> Tensor:
-    """The token ids of a call whose other arguments are neutral.
-
-    Raises:
-        ValueError: If one is not; names it.
-    """
-    for name in REFUSED:
-        value = neutral.pop(name, None)
-        if value is not None and value is not False:
-            raise ValueError(f"{name} cannot be served by a model with a memory; leave it out")
-    if input_ids is None:
-        raise ValueError("input_ids is missing")
-    positions = neutral.pop("position_ids", None)
-    if positions is not None:
-        expected = torch.arange(input_ids.shape[-1], device=positions.device).expand_as(positions)
-        if not torch.equal(positions.long(), expected):
-            raise ValueError("position_ids are counted by the memory; leave them out or count from 0")
-    for name in IGNORABLE:
-        neutral.pop(name, None)
-    if neutral:
-        raise ValueError(f"forward does not take {', '.join(sorted(neutral))}")
-    return input_ids
 
 
 AutoConfig.register(HMTConfig.model_type, HMTConfig)

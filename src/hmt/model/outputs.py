@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
@@ -52,6 +53,19 @@ class StepOutput(Recollection):
 
     hidden: Tensor | None
     logits: Tensor | None
+
+    @classmethod
+    def empty(cls, state: MemoryState) -> StepOutput:
+        """The output of a step that only keeps tokens for later."""
+        return cls(
+            hidden=None,
+            logits=None,
+            weights=None,
+            recall_logits=None,
+            segments=state.bank.numbers,
+            starts=state.tokens_read - state.pending_counts,
+            distances=torch.zeros_like(state.tokens_read),
+        )
 
 
 @dataclass(frozen=True)

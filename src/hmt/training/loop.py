@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.metrics.timing import PartTimes
-from hmt.model.compiled import compile_layers
+from hmt.model.backbone import compile_layers
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
