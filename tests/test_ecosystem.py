@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
 from hmt import HMTForCausalLM
@@ -136,3 +138,29 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_trl_trains_it(lora: bool, backbone_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    model = trainable("frozen", backbone_dir)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    ids = random_ids(1, 50)[0].tolist()
+    peft = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"]) if lora else None
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=1, learning_rate=0.1, report_to=[], use_cpu=True,
+            bf16=False, save_strategy="no", logging_steps=1, gradient_checkpointing=False,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": [ids]}),
+        processing_class=tokenizer,
+        peft_config=peft,
+    )  # fmt: skip
+    expected = model.eval()(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+    model.train()
+    loss = next(entry["loss"] for entry in trainer.train() and trainer.state.log_history if "loss" in entry)
+    assert loss == pytest.approx(expected, rel=1e-3)
+    after = dict(trainer.model.named_parameters())
+    changed = {name for name, weight in after.items() if name not in before or not torch.equal(before[name], weight)}
+    assert any("lora_B" in name for name in changed) if lora else "memory.recall.wq.weight" in changed

@@ -56,13 +56,13 @@ def test_a_fast_window_is_as_long_as_a_normal_one(monkeypatch: pytest.MonkeyPatc
     model = dynamic()
     recall_only(model, oldest=False)
     widths = []
-    whole = HMTForCausalLM._body
+    whole = HMTForCausalLM.run_body
 
-    def noted(self: HMTForCausalLM, embeddings: Tensor, comes_again: bool) -> Tensor:
+    def noted(self: HMTForCausalLM, embeddings: Tensor) -> Tensor:
         widths.append(embeddings.shape[1])
-        return whole(self, embeddings, comes_again)
+        return whole(self, embeddings)
 
-    monkeypatch.setattr(HMTForCausalLM, "_body", noted)
+    monkeypatch.setattr(HMTForCausalLM, "run_body", noted)
     model(random_ids(1, 10 + 10 + 14 * 2))
     # Read; summary and read; then summaries of J = 7 instead of 5. The first window has no sensory tokens.
     assert widths == [12, 7, 20, 9, 20, 9, 20]

@@ -33,6 +33,7 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
     model_type = "hmt"
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "nll", "causal_mask", "scored_mask", "memory", "recall", "retrieval_loss", "retention_loss",
+        "last_hidden_state",
     ]  # fmt: skip
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (transformers' own convention)
 

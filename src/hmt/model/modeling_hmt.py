@@ -127,307 +127,6 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         if backbone.generation_config is not None:
             self.generation_config = copy.deepcopy(backbone.generation_config)
 
-    # Construction, saving and loading: checkpoint.py.
-
-    @classmethod
-    def from_backbone(
-        cls,
-        name_or_path_or_model: str | os.PathLike[str] | PreTrainedModel,
-        config: MemoryConfig | None = None,
-        *,
-        gguf_file: str | None = None,
-        dtype: Any = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        **config_fields: Any,
-    ) -> HMTForCausalLM:
-        """Give a causal LM a memory.
-
-        Args:
-            name_or_path_or_model: Directory, hub id, built-in name ("smollm2-135m"), or a loaded model, which is then
-                shared, not copied.
-            config: Memory settings; defaults where None.
-            gguf_file: A GGUF file in that directory or repository.
-            dtype: torch dtype (or its name) of the backbone; the memory's parameters stay in float32.
-            revision: Revision of a hub id.
-            trust_remote_code: Run code that comes with the checkpoint.
-            config_fields: Fields of `HMTConfig` that override `config`.
-
-        Returns:
-            The model. Where `sensory` is left open and the backbone's positions cannot be moved, it is "reread".
-
-        Raises:
-            ValueError: If a field is out of range or the model cannot be wrapped; says why.
-            OSError: If there is no such model.
-        """
-        return checkpoint.wrap(
-            cls, name_or_path_or_model, config, gguf_file=gguf_file, dtype=dtype, revision=revision,
-            trust_remote_code=trust_remote_code, **config_fields,
-        )  # fmt: skip
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, config: Any = None, **kwargs: Any
-    ) -> HMTForCausalLM:
-        """Load a checkpoint that `save_pretrained` wrote, from a directory or a hub id.
-
-        Args:
-            pretrained_model_name_or_path: Directory or hub id.
-            args: As in `PreTrainedModel.from_pretrained`.
-            config: Configuration to use instead of the checkpoint's.
-            kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), `verify=True` to compare the
-                weights with the manifest by SHA-256, and what `PreTrainedModel.from_pretrained` takes.
-
-        Raises:
-            OSError: If there is no such checkpoint.
-            ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
-        """
-        return restore.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        state_dict: dict[str, Tensor] | None = None,
-        save_backbone: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Save the model.
-
-        Args:
-            save_directory: Target directory.
-            state_dict: Gathered weights of a sharded model; the model's own where None.
-            save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen, as they
-                were when they were loaded, and `config.backbone_source` says from where.
-            kwargs: As in `PreTrainedModel.save_pretrained`.
-        """
-        checkpoint.save(self, save_directory, state_dict=state_dict, save_backbone=save_backbone, **kwargs)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """Upload a checkpoint to the hub, with a model card unless the repository has one; returns the commit's URL."""
-        return checkpoint.push(self, repo_id, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights under the names of a checkpoint or of this model; see `torch.nn.Module.load_state_dict`."""
-        return adapter.load_weights(self, state_dict, strict, assign)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
-        """Resize the vocabulary of backbone, memory and configuration; see `PreTrainedModel`."""
-        return checkpoint.resize_token_embeddings(self, *args, **kwargs)
-
-    def freeze_backbone(self) -> None:
-        """Train the memory's parameters (and an adapter's) only."""
-        adapter.freeze_backbone(self)
-
-    def add_lora(
-        self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
-    ) -> None:
-        """Freeze the backbone and add a LoRA adapter to it through PEFT.
-
-        Args:
-            rank: Rank r of the update.
-            alpha: The update is scaled by alpha / r.
-            dropout: Dropout before the update while training.
-            target_modules: Names of the linear layers to adapt, or "all-linear" for all but the head; those usual for
-                the backbone's family where None.
-
-        Raises:
-            ImportError: If PEFT is not installed; names the extra.
-            ValueError: If the backbone has no layers of these names.
-        """
-        adapter.add_lora(self, rank, alpha, dropout, target_modules)
-
-    @property
-    def has_adapter(self) -> bool:
-        """True if the backbone carries a PEFT adapter."""
-        return adapter.has_adapter(self)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Memory):
-            scale = torch.tensor(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
-            with torch.no_grad():
-                module.initialise(torch.zeros(embedding_size(self.backbone.config)), scale)
-        elif isinstance(module, Extension):
-            with torch.no_grad():
-                module.initialise(self.backbone)
-
-    def initialise_memory(self) -> None:
-        """Fit a new memory to the backbone's embeddings (needed after wrapping, not after loading)."""
-        weight = self.embedding_table
-        if weight.is_meta:
-            return
-        self.extensions.to(weight.device)
-        if not len(list(self.memory.parameters())):
-            return
-        with torch.no_grad():
-            table = embed(self.backbone, torch.arange(len(weight), device=weight.device)[None])[0].float()
-            bos = None if self.config.bos_marks_turns else self.config.bos_token_id
-            neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
-            self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
-
-    def variant(self, **config_fields: Any) -> HMTForCausalLM:
-        """The same weights with other settings, over the same backbone.
-
-        Memory parameters are shared wherever the variant has one of the same name and shape; the others are new.
-
-        Args:
-            config_fields: Fields of `HMTConfig` to change, such as `mode="rmt"`.
-        """
-        config = HMTConfig.from_dict(self.config.to_dict() | config_fields)
-        config.backbone_config = self.config.backbone_config
-        variant = type(self)(config, backbone=self.backbone)
-        theirs, own = (
-            {name: tensor for name, tensor in model._stored_tensors() if not name.startswith("backbone.")}
-            for model in (self, variant)
-        )
-        shared = [name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape]
-        if len(shared) < len(own):
-            variant.initialise_memory()
-        for name in shared:
-            owner, _, leaf = name.rpartition(".")
-            setattr(variant.get_submodule(owner), leaf, theirs[name])
-        for name in ("checkpoint_segments", "token_tables", "has_key_window"):
-            setattr(variant, name, getattr(self, name))
-        return variant.train(self.training)
-
-    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Let text recall know words, lines and sentences: it finds more, and cuts passages where a line ends."""
-        self.token_tables = SearchTables(tokenizer, vocabulary_size(self.backbone))
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Keep only the inputs of each forward pass of the body while training, and compute the rest again."""
-        self.checkpoint_segments = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep all activations while training."""
-        self.checkpoint_segments = False
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """True if activations are computed again in the backward pass."""
-        return self.checkpoint_segments
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's token embeddings."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's token embeddings."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The backbone's language-model head."""
-        return self.backbone.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the backbone's language-model head."""
-        self.backbone.set_output_embeddings(new_embeddings)
-
-    @property
-    def embedding_table(self) -> Tensor:
-        """Weights of the token embeddings, (V, D)."""
-        table = self.get_input_embeddings().weight
-        assert isinstance(table, Tensor)
-        return table
-
-    # State.
-
-    def identity(self, with_weights: bool = True) -> ModelIdentity:
-        """The model as a memory notes it; the digest of its weights is left out while training."""
-        weights = (weight for name, weight in self._stored_tensors() if not name.startswith(CHANGEABLE))
-        return ModelIdentity(
-            name=self.config.backbone_source or type(self.backbone).__name__,
-            width=embedding_size(self.backbone.config),
-            settings=identity_settings(self.config),
-            weights=weights_digest(weights) if with_weights and not self.training else "",
-        )
-
-    def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the state dict, in its order. `state_dict` would shard parameters again (FSDP2)."""
-        for prefix, module in self.named_modules(remove_duplicate=False):
-            passing = module._non_persistent_buffers_set
-            buffers = {name: buffer for name, buffer in module._buffers.items() if name not in passing}
-            for name, tensor in (module._parameters | buffers).items():
-                if tensor is not None:
-                    yield (f"{prefix}.{name}" if prefix else name), tensor
-
-    def initial_state(self, batch_size: int = 1) -> MemoryState:
-        """The state before the first token of `batch_size` texts."""
-        weight = self.embedding_table
-        state = MemoryState.initial(
-            batch_size,
-            bank_width=weight.shape[1] if self.config.prompt_tokens else 0,
-            longest_segment=self.config.longest_segment,
-            tail_tokens=self.config.tail_tokens,
-            model=self.identity(),
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        return replace(state, extras=self._initial_extras(batch_size))
-
-    def _initial_extras(self, batch_size: int) -> dict[str, Tensor]:
-        """State of the extensions before the first token."""
-        extras = [extension.initial_state(batch_size) for extension in self._extensions()]
-        return {name: value for one in extras for name, value in one.items()}
-
-    def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
-        """A memory that was given, on this model's device, or the state before the first token.
-
-        Raises:
-            ValueError: If the memory is another model's or of another batch, or damaged; names both sides.
-        """
-        if memory is None:
-            return self.initial_state(batch_size)
-        self._check_state(memory, batch_size, self.identity())
-        check_fit(
-            memory,
-            width=self.embedding_table.shape[1] if self.config.prompt_tokens else 0,
-            longest_segment=self.config.longest_segment,
-            tail_tokens=self.config.tail_tokens,
-            vocabulary=len(self.embedding_table),
-            extras=self._initial_extras(batch_size),
-        )
-        if bool((memory.pending_counts >= self.segment_tokens(memory)).any()):
-            raise ValueError(f"the memory has {int(memory.pending_counts.max())} tokens of an unfinished segment")
-        if isinstance(memory.window, dict):
-            memory = replace(memory, window=sensory.restore_window(self, memory.window))
-        device = self.embedding_table.device
-        return memory if memory.bank.embeddings.device == device else memory.to(device)
-
-    def _check_state(self, state: MemoryState, batch_size: int, own: ModelIdentity) -> None:
-        if not own.accepts(state.model):
-            raise ValueError(f"this memory was written by {state.model}, but the model reading it is {own}")
-        if state.batch_size != batch_size:
-            raise ValueError(f"memory holds {state.batch_size} row(s), input_ids has {batch_size}")
-
-    def window_tokens(self, state: MemoryState) -> tuple[Tensor, Tensor]:
-        """Fresh and sensory tokens of the segment at hand in each row, (B,) int64 each."""
-        fresh = torch.full((state.batch_size,), self.config.fresh_tokens)
-        sensory = torch.full((state.batch_size,), self.config.sensory_tokens)
-        for extension in self._extensions():
-            fresh, sensory = extension.window_tokens(state, fresh, sensory)
-        return fresh, sensory
-
-    def segment_tokens(self, state: MemoryState) -> Tensor:
-        """Fresh tokens of the segment at hand in each row, (B,) int64."""
-        return self.window_tokens(state)[0]
-
-    def query_tokens(self, state: MemoryState) -> Tensor:
-        """Tokens that the query of the segment at hand reads in each row, (B,) int64."""
-        if not self.config.recalls:
-            return torch.zeros(state.batch_size, dtype=torch.long)
-        return (self.segment_tokens(state) * self.config.sum_fraction).round().long()
-
-    @property
-    def geometry(self) -> Geometry:
-        """Division of the rolling window."""
-        config, limit = self.config, max_positions(self.backbone.config)
-        if config.sinks:  # sinks work best near the window: it is moved back to them long before it has to be
-            limit = min(limit or 2 * config.window, 2 * config.window)
-        return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, limit)
-
     # The step.
 
     def step(
@@ -702,7 +401,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         retrieval = losses.RetrievalLoss(supporting, stream) if wanted else None  # type: ignore[arg-type]
         # Output is wanted of what is not scored too; and processes that train together read the same segments.
         whole = return_logits or output_recall or retrieval is not None or torch.is_grad_enabled()
-        logits, recalled, causal = [], [], []
+        logits, hidden, recalled, causal = [], [], [], []
         for segment, output, after in self.steps(
             stream,
             state,
@@ -714,8 +413,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
                 retrieval.add(segment, output, state)
             causal.append(losses.causal_tokens(segment, state, self.config, self.query_tokens(state)))
             state = after
-            if return_logits and output.logits is not None:
+            if return_logits and output.logits is not None and output.hidden is not None:
                 logits.append(output.logits)
+                hidden.append(output.hidden)
             if scores is not None:
                 scores.add(segment, output)
             if output_recall:
@@ -723,7 +423,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         device = self.embedding_table.device
         result = HMTOutput(memory=state, causal_mask=losses.causal_targets(stream, causal).to(device))
         if return_logits:
-            result.logits = stream.unpack(stream.join(logits))
+            result.logits, result.last_hidden_state = (stream.unpack(stream.join(part)) for part in (logits, hidden))
         losses.combine(
             result, scores, retrieval, self.memory.retention, retrieval_loss_weight, num_items_in_batch, self._unused()
         )
@@ -851,6 +551,307 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             output_recall=output_recall,
             **kwargs,
         )
+
+    # State.
+
+    def identity(self, with_weights: bool = True) -> ModelIdentity:
+        """The model as a memory notes it; the digest of its weights is left out while training."""
+        weights = (weight for name, weight in self._stored_tensors() if not name.startswith(CHANGEABLE))
+        return ModelIdentity(
+            name=self.config.backbone_source or type(self.backbone).__name__,
+            width=embedding_size(self.backbone.config),
+            settings=identity_settings(self.config),
+            weights=weights_digest(weights) if with_weights and not self.training else "",
+        )
+
+    def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the state dict, in its order. `state_dict` would shard parameters again (FSDP2)."""
+        for prefix, module in self.named_modules(remove_duplicate=False):
+            passing = module._non_persistent_buffers_set
+            buffers = {name: buffer for name, buffer in module._buffers.items() if name not in passing}
+            for name, tensor in (module._parameters | buffers).items():
+                if tensor is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
+
+    def initial_state(self, batch_size: int = 1) -> MemoryState:
+        """The state before the first token of `batch_size` texts."""
+        weight = self.embedding_table
+        state = MemoryState.initial(
+            batch_size,
+            bank_width=weight.shape[1] if self.config.prompt_tokens else 0,
+            longest_segment=self.config.longest_segment,
+            tail_tokens=self.config.tail_tokens,
+            model=self.identity(),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        return replace(state, extras=self._initial_extras(batch_size))
+
+    def _initial_extras(self, batch_size: int) -> dict[str, Tensor]:
+        """State of the extensions before the first token."""
+        extras = [extension.initial_state(batch_size) for extension in self._extensions()]
+        return {name: value for one in extras for name, value in one.items()}
+
+    def start_state(self, memory: MemoryState | None, batch_size: int) -> MemoryState:
+        """A memory that was given, on this model's device, or the state before the first token.
+
+        Raises:
+            ValueError: If the memory is another model's or of another batch, or damaged; names both sides.
+        """
+        if memory is None:
+            return self.initial_state(batch_size)
+        self._check_state(memory, batch_size, self.identity())
+        check_fit(
+            memory,
+            width=self.embedding_table.shape[1] if self.config.prompt_tokens else 0,
+            longest_segment=self.config.longest_segment,
+            tail_tokens=self.config.tail_tokens,
+            vocabulary=len(self.embedding_table),
+            extras=self._initial_extras(batch_size),
+        )
+        if bool((memory.pending_counts >= self.segment_tokens(memory)).any()):
+            raise ValueError(f"the memory has {int(memory.pending_counts.max())} tokens of an unfinished segment")
+        if isinstance(memory.window, dict):
+            memory = replace(memory, window=sensory.restore_window(self, memory.window))
+        device = self.embedding_table.device
+        return memory if memory.bank.embeddings.device == device else memory.to(device)
+
+    def _check_state(self, state: MemoryState, batch_size: int, own: ModelIdentity) -> None:
+        if not own.accepts(state.model):
+            raise ValueError(f"this memory was written by {state.model}, but the model reading it is {own}")
+        if state.batch_size != batch_size:
+            raise ValueError(f"memory holds {state.batch_size} row(s), input_ids has {batch_size}")
+
+    def window_tokens(self, state: MemoryState) -> tuple[Tensor, Tensor]:
+        """Fresh and sensory tokens of the segment at hand in each row, (B,) int64 each."""
+        fresh = torch.full((state.batch_size,), self.config.fresh_tokens)
+        sensory = torch.full((state.batch_size,), self.config.sensory_tokens)
+        for extension in self._extensions():
+            fresh, sensory = extension.window_tokens(state, fresh, sensory)
+        return fresh, sensory
+
+    def segment_tokens(self, state: MemoryState) -> Tensor:
+        """Fresh tokens of the segment at hand in each row, (B,) int64."""
+        return self.window_tokens(state)[0]
+
+    def query_tokens(self, state: MemoryState) -> Tensor:
+        """Tokens that the query of the segment at hand reads in each row, (B,) int64."""
+        if not self.config.recalls:
+            return torch.zeros(state.batch_size, dtype=torch.long)
+        return (self.segment_tokens(state) * self.config.sum_fraction).round().long()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Division of the rolling window."""
+        config, limit = self.config, max_positions(self.backbone.config)
+        if config.sinks:  # sinks work best near the window: it is moved back to them long before it has to be
+            limit = min(limit or 2 * config.window, 2 * config.window)
+        return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, limit)
+
+    # Construction, saving and loading: checkpoint.py, restore.py, adapter.py.
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path_or_model: str | os.PathLike[str] | PreTrainedModel,
+        config: MemoryConfig | None = None,
+        *,
+        gguf_file: str | None = None,
+        dtype: Any = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **config_fields: Any,
+    ) -> HMTForCausalLM:
+        """Give a causal LM a memory.
+
+        Args:
+            name_or_path_or_model: Directory, hub id, built-in name ("smollm2-135m"), or a loaded model, which is then
+                shared, not copied.
+            config: Memory settings; defaults where None.
+            gguf_file: A GGUF file in that directory or repository.
+            dtype: torch dtype (or its name) of the backbone; the memory's parameters stay in float32.
+            revision: Revision of a hub id.
+            trust_remote_code: Run code that comes with the checkpoint.
+            config_fields: Fields of `HMTConfig` that override `config`.
+
+        Returns:
+            The model. Where `sensory` is left open and the backbone's positions cannot be moved, it is "reread".
+
+        Raises:
+            ValueError: If a field is out of range or the model cannot be wrapped; says why.
+            OSError: If there is no such model.
+        """
+        return checkpoint.wrap(
+            cls, name_or_path_or_model, config, gguf_file=gguf_file, dtype=dtype, revision=revision,
+            trust_remote_code=trust_remote_code, **config_fields,
+        )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, config: Any = None, **kwargs: Any
+    ) -> HMTForCausalLM:
+        """Load a checkpoint that `save_pretrained` wrote, from a directory or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub id.
+            args: As in `PreTrainedModel.from_pretrained`.
+            config: Configuration to use instead of the checkpoint's.
+            kwargs: Fields of `HMTConfig` to change (such as `mode` or `segment_length`), `verify=True` to compare the
+                weights with the manifest by SHA-256, and what `PreTrainedModel.from_pretrained` takes.
+
+        Raises:
+            OSError: If there is no such checkpoint.
+            ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
+        """
+        return restore.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        save_backbone: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model.
+
+        Args:
+            save_directory: Target directory.
+            state_dict: Gathered weights of a sharded model; the model's own where None.
+            save_backbone: Write the backbone's weights too. Where None, they are left out if they are frozen, as they
+                were when they were loaded, and `config.backbone_source` says from where.
+            kwargs: As in `PreTrainedModel.save_pretrained`.
+        """
+        checkpoint.save(self, save_directory, state_dict=state_dict, save_backbone=save_backbone, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Upload a checkpoint to the hub, with a model card unless the repository has one; returns the commit's URL."""
+        return checkpoint.push(self, repo_id, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights under the names of a checkpoint or of this model; see `torch.nn.Module.load_state_dict`."""
+        return adapter.load_weights(self, state_dict, strict, assign)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        """Resize the vocabulary of backbone, memory and configuration; see `PreTrainedModel`."""
+        return checkpoint.resize_token_embeddings(self, *args, **kwargs)
+
+    def freeze_backbone(self) -> None:
+        """Train the memory's parameters (and an adapter's) only."""
+        adapter.freeze_backbone(self)
+
+    def add_lora(
+        self, rank: int = 8, alpha: int = 32, dropout: float = 0.1, target_modules: list[str] | str | None = None
+    ) -> None:
+        """Freeze the backbone and add a LoRA adapter to it through PEFT.
+
+        Args:
+            rank: Rank r of the update.
+            alpha: The update is scaled by alpha / r.
+            dropout: Dropout before the update while training.
+            target_modules: Names of the linear layers to adapt, or "all-linear" for all but the head; those usual for
+                the backbone's family where None.
+
+        Raises:
+            ImportError: If PEFT is not installed; names the extra.
+            ValueError: If the backbone has no layers of these names.
+        """
+        adapter.add_lora(self, rank, alpha, dropout, target_modules)
+
+    @property
+    def has_adapter(self) -> bool:
+        """True if the backbone carries a PEFT adapter."""
+        return adapter.has_adapter(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Memory):
+            scale = torch.tensor(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
+            with torch.no_grad():
+                module.initialise(torch.zeros(embedding_size(self.backbone.config)), scale)
+        elif isinstance(module, Extension):
+            with torch.no_grad():
+                module.initialise(self.backbone)
+
+    def initialise_memory(self) -> None:
+        """Fit a new memory to the backbone's embeddings (needed after wrapping, not after loading)."""
+        weight = self.embedding_table
+        if weight.is_meta:
+            return
+        self.extensions.to(weight.device)
+        if not len(list(self.memory.parameters())):
+            return
+        with torch.no_grad():
+            table = embed(self.backbone, torch.arange(len(weight), device=weight.device)[None])[0].float()
+            bos = None if self.config.bos_marks_turns else self.config.bos_token_id
+            neutral = table[bos] if isinstance(bos, int) and bos < len(table) else table.mean(dim=0)
+            self.memory.to(weight.device).initialise(neutral, table.pow(2).mean().sqrt())
+
+    def variant(self, **config_fields: Any) -> HMTForCausalLM:
+        """The same weights with other settings, over the same backbone.
+
+        Memory parameters are shared wherever the variant has one of the same name and shape; the others are new.
+
+        Args:
+            config_fields: Fields of `HMTConfig` to change, such as `mode="rmt"`.
+        """
+        config = HMTConfig.from_dict(self.config.to_dict() | config_fields)
+        config.backbone_config = self.config.backbone_config
+        variant = type(self)(config, backbone=self.backbone)
+        theirs, own = (
+            {name: tensor for name, tensor in model._stored_tensors() if not name.startswith("backbone.")}
+            for model in (self, variant)
+        )
+        shared = [name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape]
+        if len(shared) < len(own):
+            variant.initialise_memory()
+        for name in shared:
+            owner, _, leaf = name.rpartition(".")
+            setattr(variant.get_submodule(owner), leaf, theirs[name])
+        for name in ("checkpoint_segments", "token_tables", "has_key_window"):
+            setattr(variant, name, getattr(self, name))
+        return variant.train(self.training)
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let text recall know words, lines and sentences: it finds more, and cuts passages where a line ends."""
+        self.token_tables = SearchTables(tokenizer, vocabulary_size(self.backbone))
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Keep only the inputs of each forward pass of the body while training, and compute the rest again."""
+        self.checkpoint_segments = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations while training."""
+        self.checkpoint_segments = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """True if activations are computed again in the backward pass."""
+        return self.checkpoint_segments
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The backbone's language-model head."""
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the backbone's language-model head."""
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    @property
+    def embedding_table(self) -> Tensor:
+        """Weights of the token embeddings, (V, D)."""
+        table = self.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        return table
 
 
 AutoConfig.register(HMTConfig.model_type, HMTConfig)

@@ -139,6 +139,7 @@ class HMTOutput(ModelOutput):
         recall: Recall of the call, or None if it was not asked for.
         retrieval_loss: Mean nats of recalling a supporting segment, or None if none was given or nothing recalls.
         retention_loss: Mean nats of keeping a supporting segment, or None likewise and where the policy learns nothing.
+        last_hidden_state: (B, T, D), 0 at padding, with logits; for trainers that bring their own head (TRL).
     """
 
     loss: Tensor | None = None
@@ -150,3 +151,4 @@ class HMTOutput(ModelOutput):
     recall: RecallTrace | None = None
     retrieval_loss: Tensor | None = None
     retention_loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
