@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.memory.window import RECALLED
+from hmt.model import window_attention
 from tests.conftest import FAMILIES, SMALL, make_backbone, make_model, make_rolling, random_ids
 
 ROLLING = [
@@ -275,13 +276,27 @@ def test_gradients_flow_through_the_window_and_truncation_cuts_them(checkpointin
 
 
 @torch.no_grad()
+def test_a_window_as_long_as_the_backbone_was_trained_on_is_not_moved_back_at_every_token() -> None:
+    model, ids = small_limit(make_rolling(segment_length=100), 100), random_ids(1, 700)
+    moves = []
+    original = window_attention.move_back
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window_attention, "move_back", lambda *given: moves.append(1) or original(*given))
+        whole = model.remember(ids)
+    assert 0 < len(moves) <= 700 // 25
+    parts, _ = in_parts(model, ids, [300, 7, 393])
+    torch.testing.assert_close(parts, model(ids).logits, atol=2e-5, rtol=2e-5)
+    assert int(whole.window.next_position) <= 125
+
+
+@torch.no_grad()
 def test_a_long_stream_keeps_a_window_of_constant_size() -> None:
     model = make_rolling(mem_recall_context=4)
     state, sizes = None, []
-    for seed in range(8):
+    for seed in range(24):
         state = model.remember(random_ids(1, 100, seed=seed), state)
         sizes.append(state.window.nbytes)
-    assert max(sizes[1:]) <= 1.5 * min(sizes[1:])
+    assert max(sizes[12:]) <= max(sizes[:12])
     assert state.bank.valid.shape[1] == 4
 
 

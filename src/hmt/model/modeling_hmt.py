@@ -646,6 +646,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         config, limit = self.config, max_positions(self.backbone.config)
         if config.sinks:  # sinks work best near the window: it is moved back to them long before it has to be
             limit = min(limit or 2 * config.window, 2 * config.window)
+        if limit is not None:  # a window as long as the backbone's positions is not moved back at every token
+            limit = max(limit, config.window + config.window // 4)
         return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, limit)
 
     # Construction, saving and loading: checkpoint.py, restore.py, adapter.py.

@@ -156,28 +156,29 @@ def extend(
     Raises:
         ValueError: Positions of the window contradict each other, as those of a damaged file.
     """
-    passing: Any = {"recompute": recompute, "around": around}
     real = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask
-    positions = window.next_position[:, None] + real.cumsum(dim=1) - 1
-    if geometry.limit is not None and bool((over := (positions >= geometry.limit) & real).any()):
-        column = int(over.any(dim=0).nonzero()[0])
-        if not column:
+    kinds = torch.zeros(real.shape[1], dtype=torch.int8) if kinds is None else kinds
+    outputs, start = [], 0
+    while start < real.shape[1]:
+        left = real[:, start:]
+        positions = window.next_position[:, None] + left.cumsum(dim=1) - 1
+        over = torch.zeros_like(left) if geometry.limit is None else (positions >= geometry.limit) & left
+        if bool(over[:, 0].any()):
             moved = move_back(backbone, window, geometry, over[:, 0])
             if bool((moved.next_position >= window.next_position)[over[:, 0]].any()):
                 raise ValueError("the window of the memory is damaged: its oldest token cannot be moved back")
-            return extend(backbone, moved, embeddings, geometry, mask=mask, kinds=kinds, **passing)
-        outputs = []
-        for part in (slice(0, column), slice(column, None)):
-            hidden, window = extend(
-                backbone, window, embeddings[:, part], geometry, mask=None if mask is None else mask[:, part],
-                kinds=None if kinds is None else kinds[part], **passing,
-            )  # fmt: skip
-            outputs.append(hidden)
-        return torch.cat(outputs, dim=1), window
-    kinds = torch.zeros(real.shape[1], dtype=torch.int8) if kinds is None else kinds
-    new = torch.where((kinds == TOKEN) & (positions < geometry.sinks), SINK, kinds).to(torch.int8)
-    hidden, window = _attend(backbone, window, embeddings, geometry, positions, real, new, **passing)
-    return hidden, replace(window, next_position=window.next_position + real.sum(dim=1))
+            window = moved
+            continue
+        count = int(over.any(dim=0).nonzero()[0]) if over.any() else left.shape[1]
+        part, positions = slice(start, start + count), positions[:, :count]
+        new = torch.where((kinds[part] == TOKEN) & (positions < geometry.sinks), SINK, kinds[part]).to(torch.int8)
+        hidden, window = _attend(
+            backbone, window, embeddings[:, part], geometry, positions, real[:, part], new, recompute, around
+        )
+        window = replace(window, next_position=window.next_position + real[:, part].sum(dim=1))
+        outputs.append(hidden)
+        start += count
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), window
 
 
 def insert_passages(
@@ -346,7 +347,9 @@ def _layer_windows(backbone: PreTrainedModel) -> tuple[bool, int | None]:
 
 def move_back(backbone: PreTrainedModel, window: Window, geometry: Geometry, rows: Tensor) -> Window:
     """Move the tokens of some rows (B,) bool back to the first positions behind sinks and recalled passages."""
-    first = geometry.sinks + geometry.recalled
+    # One position more than they need, so that a window of W positions has room for W more below a limit of 2 W, and
+    # texts that are read in parts of W are cut nowhere else.
+    first = geometry.sinks + geometry.recalled + 1
     back = torch.where(rows, window.oldest(geometry.reach) - first, 0).clamp(min=0)
     recalled = window.valid & (window.kinds == RECALLED)
     last = torch.where(recalled, window.positions, first - 1).amax(dim=1)
