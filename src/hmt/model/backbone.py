@@ -87,7 +87,7 @@ def compile_layers(backbone: PreTrainedModel) -> None:
 
 
 def has_adapter(backbone: PreTrainedModel) -> bool:
-    """Whether a backbone carries a PEFT adapter."""
+    """True if a backbone carries a PEFT adapter."""
     return bool(getattr(backbone, "_hf_peft_config_loaded", False))
 
 

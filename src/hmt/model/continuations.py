@@ -1,4 +1,4 @@
-"""What continuations of contexts cost. A context is read once, however many continuations it has.
+"""Score continuations of contexts; a context is read once, however many continuations it has.
 
 Shape legend: B rows, T tokens, C contexts, V vocabulary, D embedding size.
 """
@@ -27,7 +27,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one continuation costs.
+    """Log-likelihood of one continuation.
 
     Attributes:
         number: Which request it is.

@@ -21,7 +21,7 @@ from hmt.text.special_tokens import end_token_ids
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said in return.
+    """Answer to a message.
 
     Attributes:
         text: The answer.

@@ -45,13 +45,13 @@ def next_token_targets(stream: Stream, labels: Tensor, loss_tokens: int | None) 
 
 
 def per_target(stream: Stream, values: Tensor) -> Tensor:
-    """What the packed token before each target holds, (B, T) -> (B, T - 1); 0 where a column is no target."""
+    """Values of packed tokens (B, T) as values of the targets they predict, (B, T - 1); 0 where there is no target."""
     before = F.pad(values[:, :-1], (1, 0))
     return stream.unpack(before)[:, 1:]
 
 
 def causal_tokens(segment: Segment, state: MemoryState, config: MemoryConfig, query_tokens: Tensor) -> Tensor:
-    """Which tokens of a segment the memory cannot have seen when it predicted them, (B, l) bool.
+    """Mark the tokens of a segment that the memory cannot have seen when it predicted them, (B, l) bool.
 
     With a "prefix" query what is recalled for a segment depends on that segment's first J tokens. The first of them is
     still predicted from the segment before, and a row's very first segment has nothing to recall.
@@ -70,12 +70,12 @@ def causal_tokens(segment: Segment, state: MemoryState, config: MemoryConfig, qu
 
 
 def causal_targets(stream: Stream, parts: list[Tensor]) -> Tensor:
-    """What `causal_tokens` says of each part of a call, as targets of the call, (B, T - 1) bool."""
+    """Join `causal_tokens` of each part of a call into targets of the call, (B, T - 1) bool."""
     return (stream.unpack(stream.join(parts)) & (stream.index > 0))[:, 1:]
 
 
 class Scores:
-    """What the targets of a call cost, taken down segment by segment.
+    """Nats of the targets of a call, collected segment by segment.
 
     Args:
         backbone: Gives the head.
@@ -279,7 +279,7 @@ class RetrievalLoss:
         return torch.as_tensor(self._nats / max(self._count, 1))
 
     def retention(self, policy: RetentionPolicy, bank: Bank) -> Tensor:
-        """What a policy that learns has to learn: mean nats of keeping a supporting segment, a scalar.
+        """Loss of a retention policy that learns: mean nats of keeping a supporting segment, a scalar.
 
         Minus the log of a slot's share in the scores of its bank, over the slots of all segments that support one of
         this call. Dropping a slot has no gradient, and the bias of recall has little where recall needs no help.

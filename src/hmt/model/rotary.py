@@ -29,7 +29,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class Rotation:
-    """How the keys of a layer turn with their position.
+    """Rotation of the keys of a layer with their position.
 
     Attributes:
         frequencies: Radians per position of each plane, (planes,) float32.
@@ -59,7 +59,7 @@ class Rotation:
 
 @torch.no_grad()
 def rotations(backbone: PreTrainedModel) -> list[Rotation | None]:
-    """How the keys of each layer turn; None for a layer whose keys do not depend on positions.
+    """Rotation of each layer's keys; None for a layer whose keys do not depend on positions.
 
     Raises:
         ValueError: If they change with positions in a way that no turn undoes; names the backbone.

@@ -29,7 +29,7 @@ SEGMENT_QUERY = 64
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is left to read of a prompt after its passages were recalled.
+    """Rest of a prompt to read after its passages were recalled.
 
     Attributes:
         found: The passages.

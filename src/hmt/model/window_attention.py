@@ -91,7 +91,7 @@ class _Layer(CacheLayerMixin):
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where the old slots of a window come from and where new ones go.
+    """Sources of the old slots of a window and places of the new ones.
 
     Attributes:
         order: Slots to keep, (B, kept) int64 on the device or a slice; None where the buffer grows in place.
@@ -257,7 +257,7 @@ def _attend(
 
 
 def _plan(window: Window, geometry: Geometry, count: int, device: torch.device) -> tuple[_Plan, Window]:
-    """Where new slots go, and what is known of the slots before them."""
+    """Choose the slots to keep and the places of new ones; returns the window of the kept slots too."""
     functional, buffer, used = torch.is_grad_enabled(), window.buffer, window.slots
     grows = buffer is not None and not functional and buffer.filled == used and buffer.capacity >= used + count
     if grows:
