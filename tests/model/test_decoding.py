@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from hmt import HMTForCausalLM
 from hmt.model.generation import UNSERVED
-from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
+from tests.conftest import byte_tokenizer, make_backbone, make_model, make_rolling, random_ids
 
 WARPERS = {"temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 
@@ -89,6 +89,29 @@ def test_zero_means_what_it_means_in_transformers(settings: dict[str, float], gr
     torch.manual_seed(0)
     text = model.generate(ids, **sampled, **settings)
     assert torch.equal(text, model.generate(ids, max_new_tokens=20, eos_token_id=None)) is greedy
+
+
+def test_sampling_never_meets_what_it_cannot_choose_from(model: HMTForCausalLM) -> None:
+    ids = random_ids(1, 20)
+    greedy = model.generate(ids, max_new_tokens=8, eos_token_id=None)
+    cold = model.generate(ids, max_new_tokens=8, eos_token_id=None, do_sample=True, temperature=1e-40)
+    assert torch.equal(cold, greedy)
+    for sample in (False, True):
+        with pytest.raises(ValueError, match="row 0"):
+            model.generate(ids, max_new_tokens=2, do_sample=sample, suppress_tokens=list(range(300)))
+
+
+@pytest.mark.parametrize("make", [make_model, make_rolling])
+def test_weights_that_give_no_finite_numbers_are_named_by_whatever_reads(make: Any) -> None:
+    model = make()
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight[7] = torch.nan
+    ids = random_ids(1, 60)
+    ids[0, 30] = 7
+    with pytest.raises(FloatingPointError):
+        model.remember(ids)
+    with pytest.raises(FloatingPointError):
+        model.generate(ids, max_new_tokens=3)
 
 
 def test_what_a_configuration_leaves_open_is_as_the_model_has_it() -> None:

@@ -38,6 +38,9 @@ DEFAULT_NEW_TOKENS = 20
 DEFAULT_TOP_K = 50
 """Candidates of sampling if nothing says how many, as in transformers; 0 is all of them."""
 
+GREEDY_TEMPERATURE = 1e-5
+"""Sampling below this temperature is greedy; scores divided by less could overflow."""
+
 UNSERVED = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), 1),
     **dict.fromkeys(("diversity_penalty", "penalty_alpha"), 0),
@@ -168,6 +171,8 @@ def _complete(
         raise ValueError(f"generate does not take {', '.join(sorted(unknown))}")
     if unserved := [name for name, off in UNSERVED.items() if getattr(config, name, None) not in (None, off)]:
         raise ValueError(f"generate follows one continuation per row and does not serve {', '.join(unserved)}")
+    if config.do_sample and config.temperature is not None and 0 < config.temperature < GREEDY_TEMPERATURE:
+        config.do_sample = False
     if config.do_sample and config.top_k is None:
         config.top_k = DEFAULT_TOP_K
     if config.pad_token_id is None:
@@ -259,8 +264,8 @@ def _write(
             logits = output.logits[:, -1].float()
             if recollections is not None and (output.weights is not None or not recollections):
                 recollections.append(output.alone())
-        _check_finite(logits, running, count)
         scores = decoding.processors(sequences, logits.to(sequences.device))  # type: ignore[arg-type]
+        _check_scores(logits, scores, running, count)
         tokens = torch.where(running, _choose(scores, config.do_sample), filler)
         sequences = torch.cat([sequences, tokens[:, None]], dim=1)
         if config.output_scores:
@@ -284,12 +289,17 @@ def _write(
     )
 
 
-def _check_finite(logits: Tensor, running: Tensor, count: int) -> None:
-    """Refuse logits that nothing can be chosen from."""
-    bad = ~torch.isfinite(logits).all(dim=-1) & running.to(logits.device)
+def _check_scores(logits: Tensor, scores: Tensor, running: Tensor, count: int) -> None:
+    """Refuse logits (B, V) that are not finite, and scores (B, V) that leave no token to choose."""
+    finite = torch.isfinite(logits).all(dim=-1).to(scores.device)
+    bad = (~finite | ~(scores.amax(dim=-1) > -torch.inf)) & running
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise FloatingPointError(f"logits of row {row} are not finite after {count} new token(s); check the weights")
+        if not finite[row]:
+            raise FloatingPointError(
+                f"logits of row {row} are not finite after {count} new token(s); check the weights"
+            )
+        raise ValueError(f"the generation settings leave no token to choose in row {row} after {count} new token(s)")
 
 
 def _choose(scores: Tensor, sample: bool | None) -> Tensor:

@@ -456,11 +456,18 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
 
         Returns:
             The state after the last token. Reading in two calls, split anywhere, gives the state of reading in one.
+
+        Raises:
+            FloatingPointError: If hidden states are not finite.
         """
         state = self.start_state(state, input_ids.shape[0])
         stream = Stream(input_ids, attention_mask, state)
-        for _, _, after in self.steps(stream, state, need_output=False):
-            state = after
+        read: Tensor | None = None
+        for segment, output, after in self.steps(stream, state, need_output=False):
+            state, read = after, None if output.hidden is None else output.hidden[segment.mask.to(output.hidden.device)]
+        left = [state.bank.embeddings] if read is None else [state.bank.embeddings, read]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in left):
+            raise FloatingPointError("what the backbone made of the text is not finite; check its weights and dtype")
         return state
 
     # Text recall.
