@@ -104,6 +104,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
     checkpoint_segments = False
     token_tables: SearchTables | None = None
     has_key_window: bool | None = None
+    _accepted: ModelIdentity | None = None
     _keys_to_ignore_on_load_unexpected = [r"^adapter\."]  # noqa: RUF012  (transformers' own convention)
 
     def __init__(
@@ -164,7 +165,9 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
                 other settings (weights are compared once a call, by `forward`, `remember` and `generate`).
         """
         state = self.initial_state(segment_ids.shape[0]) if state is None else state
-        self._check_state(state, segment_ids.shape[0], self.identity(with_weights=False))
+        if state.model is not self._accepted or state.batch_size != segment_ids.shape[0]:
+            self._check_state(state, segment_ids.shape[0], self.identity(with_weights=False))
+            self._accepted = state.model
         ids = segment_ids.long().cpu()
         mask = torch.ones_like(ids, dtype=torch.bool) if segment_mask is None else segment_mask.bool().cpu()
         fresh = append_tokens(self, state, ids, mask)

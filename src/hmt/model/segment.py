@@ -86,13 +86,19 @@ def append_tokens(model: HMTForCausalLM, state: MemoryState, ids: Tensor, mask: 
     if (not model.config.rolling or model.config.prompt_tokens) and bool((counts > length).any()):
         row = int((counts - length).argmax())
         raise ValueError(f"a segment has {int(length[row])} fresh tokens, step was given {int(counts[row])}")
-    ids, mask = pack(torch.cat([state.pending_ids, ids], dim=1), torch.cat([state.pending_valid, mask], dim=1))
+    ids, mask = torch.cat([state.pending_ids, ids], dim=1), torch.cat([state.pending_valid, mask], dim=1)
+    if not mask.all():
+        ids, mask = pack(ids, mask)
     return Fresh(ids, mask, new, complete=(counts >= length) & (new > 0))
 
 
 def advance_state(model: HMTForCausalLM, state: MemoryState, fresh: Fresh, left_behind: Tensor | None) -> MemoryState:
     """Move whole segments to the bank, with their memory embeddings (B, R, D); other tokens stay pending."""
-    counts, length = fresh.mask.sum(dim=1), model.segment_tokens(state)
+    counts = fresh.mask.sum(dim=1)
+    if not fresh.complete.any():
+        ids, valid = (part[:, : int(counts.max())] for part in (fresh.ids * fresh.mask, fresh.mask))
+        return replace(state, pending_ids=ids, pending_valid=valid, tokens_read=state.tokens_read + fresh.new)
+    length = model.segment_tokens(state)
     spans = torch.where(fresh.complete, counts.div(length, rounding_mode="floor"), 0)
     bank, most = state.bank, int(spans.max())
     if most and model.config.segment_slots and left_behind is not None:
