@@ -126,5 +126,5 @@ def _write_completion(arguments: Sequence[str]) -> None:
 
     if len(arguments) != 3:
         raise ValueError("needs a shell (bash, zsh, fish, tcsh) and a file")
-    verbs = {name: verb.options_class for name, verb in VERBS.items()}
+    verbs: dict[str, Callable[..., Any]] = {name: verb.options_class for name, verb in VERBS.items()}
     tyro.extras.subcommand_cli_from_dict(verbs, prog="hmt", args=list(arguments), use_underscores=True)

@@ -73,7 +73,7 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     out = model.generate(
         input_ids,
         memory=memory,
-        streamer=streamer,
+        streamer=streamer,  # type: ignore[arg-type]  # it has the two methods of a BaseStreamer
         output_recall=options.explain,
         return_dict_in_generate=True,
         **options.sampling,

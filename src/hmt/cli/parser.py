@@ -61,7 +61,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     """
     if verb not in VERBS | PUBLISHED:
         raise ValueError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
-    kind = (VERBS | PUBLISHED)[verb].options_class
+    kind: Any = (VERBS | PUBLISHED)[verb].options_class
     if "--help" in arguments or "-h" in arguments:
         show_help(verb, kind, every_flag=arguments[-1] == "all")
     flags, config_file = _take_flag(list(arguments), "config")
@@ -247,9 +247,9 @@ def _described(kind: type, one: Field[Any]) -> tuple[str, Any, Any]:
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Help texts of the fields that a class defines: the string below each."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    tree: Any = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     return {
         one.target.id: " ".join(below.value.value.split())
-        for one, below in pairwise(body)
+        for one, below in pairwise(tree.body[0].body)
         if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
