@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt.atomic import atomic_file
-from hmt.cli.verbs import PUBLISHED, VERBS
+from hmt.cli.verbs import PRESETS, PUBLISHED, VERBS
 from hmt.terminal import EscapingFormatter, escaped
 
 OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
@@ -103,8 +103,6 @@ def _fail(verb: str, error: BaseException | str, status: int) -> int:
 
 
 def _overview() -> str:
-    from hmt.cli.parser import PRESETS
-
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name.ljust(width)}  {verb.summary}" for name, verb in VERBS.items())
     return (

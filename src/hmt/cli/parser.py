@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from hmt.atomic import check_output_directory, check_output_file
-from hmt.cli.verbs import PUBLISHED, VERBS
+from hmt.cli.verbs import PRESETS, PUBLISHED, VERBS
 from hmt.config import MemoryConfig
 from hmt.files import read_yaml
 from hmt.options import (
@@ -31,9 +31,6 @@ from hmt.options import (
 )
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.training.options import OptimizationOptions, RunOptions, TrainingTextOptions
-
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))}
-"""Settings files that come with the package, by name."""
 
 FIXED = {"model_name", "gguf_file", "revision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 """Flags that describe the weights in a checkpoint: none may differ from it."""
@@ -247,9 +244,9 @@ def _described(kind: type, one: Field[Any]) -> tuple[str, Any, Any]:
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Help texts of the fields that a class defines: the string below each."""
-    tree: Any = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    definition: Any = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     return {
-        one.target.id: " ".join(below.value.value.split())
-        for one, below in pairwise(tree.body[0].body)
+        ast.unparse(one.target): " ".join(ast.literal_eval(below.value).split())
+        for one, below in pairwise(definition.body)
         if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr)
     }

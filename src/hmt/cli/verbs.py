@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,6 @@ VERBS = {
 
 PUBLISHED = {"published": Verb("hmt.published:PublishedOptions", "hmt.published")}
 """The command line of `hmt_src/main.py`."""
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))}
+"""Settings files that come with the package, for --config by name."""
