@@ -8,8 +8,6 @@ Shape legend: B rows of this process in one step, T tokens.
 
 from __future__ import annotations
 
-import gc
-import logging
 import math
 from dataclasses import dataclass
 
@@ -26,8 +24,6 @@ from hmt.pretrained import first_line
 from hmt.text.batches import Batch
 from hmt.training.launch import uses_deepspeed
 from hmt.training.options import TrainOptions
-
-logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 20
 """Consecutive steps whose scaled gradient may overflow before the run stops."""
@@ -79,7 +75,6 @@ class Stepper:
         self.fresh_tokens = None if config.speed_tokens else config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
-        self._rows_at_once = options.batch_size
         weight = options.retrieval_loss_weight
         self._weights = torch.tensor([1.0, weight, weight], device=accelerator.device)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -88,18 +83,19 @@ class Stepper:
     def take(self, batch: Batch, targets: int) -> StepResult:
         """Take a step.
 
-        If the device runs out of memory, the same step is taken in smaller parts, then and from then on.
-
         Args:
             batch: Samples of this process.
             targets: Scored targets of all processes in this step.
 
         Raises:
             FloatingPointError: If loss or gradient are not finite; the step is not taken, the batch is kept in a file.
-            ValueError: If not even one sample fits into memory; names the flags to lower.
+            ValueError: If the device runs out of memory; names the flags to lower.
         """
-        sums = self._backward(batch, targets)
         accelerator = self._accelerator
+        try:
+            sums = self._backward(batch, targets)
+        except RuntimeError as error:
+            raise _out_of_memory(error) from error
         norm = float(accelerator.clip_grad_norm_(self._trained, self._options.max_grad_norm) or 0.0)
         loss, retrieval, _ = (accelerator.reduce(sums, reduction="sum") / targets).tolist()
         self._check(loss, norm, batch)
@@ -122,25 +118,9 @@ class Stepper:
         )
 
     def _backward(self, batch: Batch, targets: int) -> Tensor:
-        """Accumulate the gradients of a step in parts that fit; returns the sums (3,) of this process, see `_nats`."""
-        while True:
-            try:
-                return self._accumulate(batch, targets)
-            except RuntimeError as error:
-                reason = _out_of_memory(error)
-                if self._rows_at_once == 1 or self._accelerator.num_processes > 1:
-                    raise reason from error
-                self._rows_at_once = math.ceil(self._rows_at_once / 2)
-                logger.warning("out of memory: continuing with %d samples at a time", self._rows_at_once)
-            self.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _accumulate(self, batch: Batch, targets: int) -> Tensor:
-        """Run the forward and backward passes of the micro-steps."""
+        """Accumulate the gradients of the micro-steps; returns the sums (3,) of this process, see `_nats`."""
         accelerator = self._accelerator
-        parts = batch.split(self._rows_at_once)
+        parts = batch.split(self._options.batch_size)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
         sums: Tensor = torch.zeros(3, device=accelerator.device)
         for part in parts:
