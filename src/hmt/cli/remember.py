@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 PART_CHARACTERS = 20_000
 """Characters read from standard input at a time; parts end with a line if possible."""
 
+SLICE_CHARACTERS = 1000
+"""Characters of a file that are taken at a time."""
+
 STEP_TOKENS = 2048
 """Tokens read between two updates of the progress bar."""
 
@@ -108,10 +111,10 @@ def _read(
     saved = time.monotonic()
     with ProgressBar("tokens") as bar:
         try:
-            for ids in _token_parts(source, tokenizer):
+            for ids, total in _token_parts(source, tokenizer):
                 check_vocabulary(ids, len(model.embedding_table))
                 state = model.remember(torch.tensor([ids], device=model.device), state)
-                bar.update(len(ids), None if source is None else source.estimate(bar.done + len(ids)))
+                bar.update(len(ids), total)
                 if source is None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                     state.save(options.out, exact=options.exact)
                     saved = time.monotonic()
@@ -156,19 +159,24 @@ class _TextFile:
         self._bytes_read = 0
 
     def _counted(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Pass the text on in short slices, so that little more is counted than was tokenized."""
         for piece in pieces:
-            self._bytes_read += len(piece.encode())
-            yield piece
+            for start in range(0, len(piece), SLICE_CHARACTERS):
+                part = piece[start : start + SLICE_CHARACTERS]
+                self._bytes_read += len(part.encode())
+                yield part
 
     def estimate(self, tokens: int) -> int | None:
-        """Estimate the number of tokens in the file from those read so far; None if its size is unknown."""
+        """Estimate the number of tokens in the file from those of the text so far; None if its size is unknown."""
         if not self._bytes or not self._bytes_read:
             return None
         return round(tokens * max(self._bytes / self._bytes_read, 1.0))
 
 
-def _token_parts(source: _TextFile | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Yield the token ids of a file, or of standard input if None, in parts.
+def _token_parts(
+    source: _TextFile | None, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], int | None]]:
+    """Yield the token ids of a file, or of standard input if None, in parts, each with the estimated number in all.
 
     A file is cut so that its tokens are those of the whole text; standard input is read without waiting for that.
     """
@@ -178,9 +186,12 @@ def _token_parts(source: _TextFile | None, tokenizer: PreTrainedTokenizerBase) -
         parts = token_parts(source.pieces, tokenizer)
     else:
         parts = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in _standard_input())
+    tokens = 0
     for ids in parts:
+        tokens += len(ids)
+        total = None if source is None else source.estimate(tokens)
         for start in range(0, len(ids), STEP_TOKENS):
-            yield ids[start : start + STEP_TOKENS]
+            yield ids[start : start + STEP_TOKENS], total
 
 
 def _standard_input() -> Iterator[str]:
