@@ -32,7 +32,7 @@ from hmt import HMTForCausalLM, MemoryState
 from hmt.memory.passages import Passage
 from hmt.metrics.environment import commit, environment
 from hmt.model.text_recall import insert, search
-from hmt.options.base import parse_counts
+from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 
 NAMES = (

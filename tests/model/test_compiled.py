@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hmt.model.backbone import compile_layers
-from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from tests.conftest import make_model, random_ids
 
 

@@ -21,12 +21,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
 from hmt.training import progress
 from hmt.training.curriculum import parameter_groups
 from hmt.training.launch import gathered
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids
 
@@ -108,7 +108,7 @@ def train_on_deepspeed(folder: str, resume: bool) -> None:
 
         def stop_after_four(self: Stepper, *arguments: Any) -> Any:
             taken.append(1)
-            training._signalled = len(taken) == 4
+            training._stop_requested = len(taken) == 4
             return take(self, *arguments)
 
         Stepper.take = stop_after_four
