@@ -139,19 +139,14 @@ def test_settings_that_look_back_see_the_whole_prompt(
 
 def test_logprobs_are_those_of_the_model(model: HMTForCausalLM, client: TestClient) -> None:
     prompt = "Once upon"
-    whole = ask(client, TEXT_PATH, prompt=prompt, max_tokens=6, logprobs=2, echo=True)["choices"][0]
-    text = prompt + expected_text(model, prompt, max_new_tokens=6)
-    assert whole["text"] == text
-    found = whole["logprobs"]
+    found = ask(client, TEXT_PATH, prompt=prompt, max_tokens=6, logprobs=2)["choices"][0]["logprobs"]
+    text = expected_text(model, prompt, max_new_tokens=6)
     assert (found["tokens"], found["text_offset"]) == (list(text), list(range(len(text))))
-    ids = byte_tokenizer()(text, return_tensors="pt").input_ids
-    logits = model(ids).logits[0].detach()
-    of_prompt = logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[: len(prompt) - 1, 0]
-    assert found["token_logprobs"][0] is None
-    assert found["token_logprobs"][1 : len(prompt)] == pytest.approx(of_prompt.tolist(), abs=1e-4)
+    ids = byte_tokenizer()(prompt + text, return_tensors="pt").input_ids
     banned = torch.tensor(SAMPLING["suppress_tokens"])
-    of_answer = logits.index_fill(1, banned, -math.inf).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
-    assert found["token_logprobs"][len(prompt) :] == pytest.approx(of_answer[len(prompt) - 1 :].tolist(), abs=1e-4)
+    logprobs = model(ids).logits[0].detach().index_fill(1, banned, -math.inf).log_softmax(-1)[:-1]
+    expected = logprobs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+    assert found["token_logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
     assert found["top_logprobs"][-1][text[-1]] == max(found["top_logprobs"][-1].values())
 
     settings = {"logprobs": True, "top_logprobs": 2, "max_tokens": 5}
@@ -167,9 +162,6 @@ def test_logprobs_are_those_of_the_model(model: HMTForCausalLM, client: TestClie
 def test_no_new_tokens_are_generated_if_none_are_wanted(client: TestClient) -> None:
     answer = ask(client, TEXT_PATH, max_tokens=0)
     assert (texts(answer), answer["usage"]["completion_tokens"]) == ([""], 0)
-    answer = ask(client, TEXT_PATH, max_tokens=0, echo=True, logprobs=0)
-    assert texts(answer) == [TEXT["prompt"]]
-    assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == len(TEXT["prompt"])
 
 
 def test_text_without_spaces_is_streamed_character_by_character(model: HMTForCausalLM, serve: Serve) -> None:
@@ -314,8 +306,6 @@ def test_bodies_have_a_size_and_may_come_in_chunks(model: HMTForCausalLM, serve:
     body = json.dumps(CHAT | {"max_tokens": 1}).encode()
     assert client.post(CHAT_PATH, content=iter([body[:10], body[10:]]), headers=json_type).status_code == 200
     error_of(client.post(CHAT_PATH, content=iter([b" " * 600, b" " * 600]), headers=json_type), 413)
-    for length in ("1001", "9" * 5000, "x"):
-        error_of(client.post(CHAT_PATH, content=b"{}", headers=json_type | {"Content-Length": length}), 413)
 
 
 def test_a_key_is_wanted_before_anything_else(model: HMTForCausalLM, serve: Serve, caplog: Any) -> None:
@@ -343,9 +333,7 @@ def test_without_a_key_only_loopback_names_are_answered(client: TestClient) -> N
         error_of(client.get("/v1/models", headers={"Host": host}), 403)
 
 
-def test_tokens_and_time_of_a_request_are_capped(
-    model: HMTForCausalLM, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: Serve) -> None:
     client = serve(model, limits={"tokens": 7})
     answer = ask(client, max_tokens=10**18)
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (7, "length")
@@ -354,10 +342,7 @@ def test_tokens_and_time_of_a_request_are_capped(
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] < 10**6
     client = serve(model, limits={"seconds": 0.0})
-    assert "retry-after" in client.post(TEXT_PATH, json=TEXT | {"prompt": "x" * 3000}).headers
     assert texts(ask(client, TEXT_PATH, prompt=["a", "b"], n=2)) == [""] * 4
-    monkeypatch.setattr(engine_module, "MAX_SCORED_TOKENS", 4)
-    error_of(client.post(TEXT_PATH, json=TEXT | {"echo": True, "logprobs": 0}), 400)
 
 
 def test_a_request_that_cannot_wait_is_told_when_to_come_back(model: HMTForCausalLM, serve: Serve) -> None:
@@ -374,7 +359,6 @@ def test_logits_that_are_not_finite_are_a_server_error(value: float, serve: Serv
     client = serve(model)
     for more in ({}, {"temperature": 1.0}, {"stream": True}):
         assert error_of(client.post(CHAT_PATH, json=CHAT | more), 500)["type"] == "server_error"
-    error_of(client.post(TEXT_PATH, json=TEXT | {"echo": True, "logprobs": 0, "max_tokens": 0}), 500)
 
 
 def test_any_failure_of_the_model_is_a_server_error(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

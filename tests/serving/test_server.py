@@ -21,7 +21,7 @@ import torch
 from hmt import HMTForCausalLM
 from hmt.serving import server as server_module
 from hmt.serving.app import create_app
-from hmt.serving.server import listen, make_server
+from hmt.serving.server import make_server
 from tests.conftest import make_model, random_ids
 from tests.serving.conftest import HELLO, make_engine
 
@@ -34,7 +34,7 @@ def address() -> Iterator[tuple[str, int]]:
     """Address of a server with a tiny model and 40 connections."""
     engine = make_engine(make_model(), limits={"seconds": 60, "tokens": 1_000_000, "body_seconds": 2})
     server = make_server(create_app(engine, "org/tiny", keys=[KEY]), max_connections=40)
-    with listen("127.0.0.1", 0) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield listening.getsockname()
@@ -82,7 +82,7 @@ def test_a_client_that_leaves_stops_the_generation(client: openai.OpenAI) -> Non
 def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0)
     server = make_server(create_app(make_engine(make_model(), limits={"tokens": 1_000_000}), "org/tiny", keys=[KEY]))
-    with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor() as pool:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
         running = pool.submit(server.run, sockets=[listening])
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
@@ -189,7 +189,7 @@ def test_a_server_is_not_started_by_accident(
     assert "max_request_seconds" in complaint("--max_request_seconds", 0)
     (tmp_path / "keys").write_text("good\nschlüssel\n")
     assert "ASCII" in complaint("--api_key_file", tmp_path / "keys")
-    with listen("127.0.0.1", 0) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert str(port) in complaint("--no-require_key", "--port", port)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
