@@ -24,26 +24,21 @@ from hmt.options import LOOPBACK
 from hmt.pretrained import first_line
 from hmt.serving.conversations import Turns
 from hmt.serving.engine import Engine
-from hmt.serving.schema import ChatRequest, CompletionRequest, Delta, GenerationRequest, Reply, RequestError, Usage
-from hmt.serving.schema import parse as parse_request
+from hmt.serving.schema import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    GenerationRequest,
+    Reply,
+    RequestError,
+    Usage,
+    parse,
+)
 
 logger = logging.getLogger(__name__)
 
 Event = Delta | Usage | RequestError
 Result = TypeVar("Result")
-
-
-def to_json(content: Any) -> bytes:
-    """JSON in ASCII, which can hold every string that a client may send, lone surrogates included."""
-    return json.dumps(content, allow_nan=False).encode("ascii")
-
-
-class AsciiJSONResponse(JSONResponse):
-    """A JSON response in ASCII."""
-
-    def render(self, content: Any) -> bytes:
-        """The body."""
-        return to_json(content)
 
 
 class Service:
@@ -148,11 +143,11 @@ def create_app(engine: Engine, name: str, *, keys: Sequence[str] = (), cors_orig
         yield
         await service.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, default_response_class=AsciiJSONResponse, redirect_slashes=False)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_exception_handler(ClientDisconnect, _nobody_waits)
+    app.add_exception_handler(ClientDisconnect, lambda http, error: Response(status_code=499))  # nobody reads it
     app.add_exception_handler(Exception, _fail)
     app.add_api_route("/health", _health, methods=["GET", "HEAD"])
     if cors_origins:
@@ -243,14 +238,14 @@ async def retrieve_model(service: Served, owner: Owner, name: str) -> dict[str, 
 @router.post("/chat/completions/")
 async def complete_chat(http: Request, service: Served, owner: Owner, body: Body, leaving: Leaving) -> Response:
     """Answer a conversation."""
-    return await _respond(http, service, owner, parse_request(ChatRequest, body), leaving)
+    return await _respond(http, service, owner, parse(ChatRequest, body), leaving)
 
 
 @router.post("/completions")
 @router.post("/completions/")
 async def complete(http: Request, service: Served, owner: Owner, body: Body, leaving: Leaving) -> Response:
     """Continue prompts."""
-    return await _respond(http, service, owner, parse_request(CompletionRequest, body), leaving)
+    return await _respond(http, service, owner, parse(CompletionRequest, body), leaving)
 
 
 async def _health() -> dict[str, str]:
@@ -269,7 +264,7 @@ async def _respond(
         chunks = _chunks(reply, first, events)
         return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     *deltas, usage = await _while_connected(http, _all(events))
-    return AsciiJSONResponse(reply.whole(deltas, usage))
+    return JSONResponse(reply.whole(deltas, usage))
 
 
 async def _all(events: AsyncIterator[Any]) -> list[Any]:
@@ -316,7 +311,7 @@ async def _chunks(reply: Reply, event: Delta | Usage, events: AsyncIterator[Delt
 
 
 def _server_sent(body: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(body) + b"\n\n"
+    return b"data: " + json.dumps(body, allow_nan=False).encode() + b"\n\n"
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -345,14 +340,9 @@ async def _refuse(http: Request, error: Exception) -> Response:
         headers = error.headers
         error = RequestError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code)
         error.headers = headers
-    return AsciiJSONResponse(error.body(), error.status_code, error.headers)
-
-
-async def _nobody_waits(http: Request, error: Exception) -> Response:
-    """End a request whose client has left."""
-    return Response(status_code=499)
+    return JSONResponse(error.body(), error.status_code, error.headers)
 
 
 async def _fail(http: Request, error: Exception) -> Response:
     """Answer a fault of the server, which is logged."""
-    return AsciiJSONResponse(RequestError("the server failed; its log says why", status=500).body(), 500)
+    return JSONResponse(RequestError("the server failed; its log says why", status=500).body(), 500)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.exceptions import HTTPException
@@ -45,20 +45,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Values that ask for nothing, of fields that are not served otherwise."""
 
-HARMLESS_IN_MESSAGES = frozenset({"annotations", "refusal"})
-"""Fields of a message that clients send back as they got them."""
-
 RETRY_SECONDS = 2
 """Delay that clients are asked for when the server is busy."""
 
-MAX_CHOICES = 16
-MAX_PROMPTS = 128
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 1000
-MAX_TOP_LOGPROBS = 20
-MAX_BIASED_TOKENS = 1024
-INT32 = (1 << 31) - 1
-INT64 = (1 << 63) - 1
+INT32, INT64 = (1 << 31) - 1, (1 << 63) - 1
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -75,6 +65,7 @@ class RequestError(HTTPException):
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}
+        message = message.encode(errors="backslashreplace").decode()  # JSON in UTF-8 has no lone surrogates
         super().__init__(status, message, headers.get(status))
         self.param = param
         self.code = code
@@ -96,22 +87,29 @@ def parse(model: type[Model], body: Any) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            message = f"{where} is not supported"
-        else:
-            message = f"{where}: {first['msg']}" if where else first["msg"]
-        raise RequestError(message, param=str(first["loc"][0]) if where else None) from error
+        message = "not supported" if first["type"] == "extra_forbidden" else first["msg"]
+        param = str(first["loc"][0]) if where else None
+        raise RequestError(f"{where or 'the body'}: {message}", param=param) from error
 
 
 class _Strict(BaseModel):
     """Takes values of the right type and known fields only; null means that a field was not given."""
 
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_null(cls, body: Any) -> Any:
-        return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
+    def _drop_what_changes_nothing(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value
+            for name, value in body.items()
+            if value is not None and name not in cls.harmless and value not in cls.neutral.get(name, ())
+        }
 
 
 class TextPart(_Strict):
@@ -132,24 +130,24 @@ def _joined(content: Any) -> Any:
 class ChatMessage(_Strict):
     """A message of a conversation."""
 
+    harmless = frozenset({"annotations", "refusal"})  # clients send back what they got
+    neutral: ClassVar = {"tool_calls": ([],)}
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined)] = ""
+    content: Annotated[str | None, BeforeValidator(_joined)] = None
     name: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        if body.get("role") != "assistant" and body.get("content") is None:
+    @model_validator(mode="after")
+    def _check_content(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
             raise ValueError("only a message of the assistant may have no content")
-        return {k: v for k, v in body.items() if k not in HARMLESS_IN_MESSAGES and not (k == "tool_calls" and v == [])}
+        return self
 
     def for_template(self) -> Message:
         """The message as chat templates take it; they know no developers."""
         role = "system" if self.role == "developer" else self.role
         name = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": self.content, **name}
+        return {"role": role, "content": self.content or "", **name}
 
 
 class StreamOptions(_Strict):
@@ -159,10 +157,9 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False  # padding against listeners: ignored, it is no part of the answer
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
-    list[StopString],
-    Field(max_length=MAX_STOPS, fail_fast=True),
+    list[Annotated[str, Field(min_length=1, max_length=1000)]],
+    Field(max_length=4, fail_fast=True),
     BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
 ]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -171,26 +168,22 @@ BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 class _GenerationRequest(_Strict):
     """Fields that both kinds of requests have."""
 
+    harmless = HARMLESS
+    neutral = NEUTRAL
+
     model: str
     max_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=INT32)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=MAX_BIASED_TOKENS)
+    logit_bias: dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=1024)
     stop: StopStrings = []
     seed: int | None = Field(None, ge=-INT64 - 1, le=INT64)
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    n: int = Field(1, ge=1, le=16)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     prompt_cache_key: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_changes_nothing(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {k: v for k, v in body.items() if k not in HARMLESS and v not in NEUTRAL.get(k, ())}
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `generate` that the client gives."""
@@ -214,7 +207,7 @@ class ChatRequest(_GenerationRequest):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: int = Field(0, ge=0, le=20)
     tools: list[Any] = []
     tool_choice: Literal["none", "auto"] = "auto"
 
@@ -234,7 +227,7 @@ class ChatRequest(_GenerationRequest):
     @property
     def opening(self) -> str:
         """The first message of the user, the same for all turns of a conversation."""
-        return next((message.content for message in self.messages if message.role == "user"), "")
+        return next((message.content or "" for message in self.messages if message.role == "user"), "")
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `generate` that the client gives."""
@@ -243,7 +236,7 @@ class ChatRequest(_GenerationRequest):
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, fail_fast=True)]
-Prompts = Annotated[list[str | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+Prompts = Annotated[list[str | TokenIds], Field(min_length=1, max_length=128, fail_fast=True)]
 
 
 def _listed(prompt: Any) -> Any:
@@ -256,7 +249,7 @@ class CompletionRequest(_GenerationRequest):
     """Body of /v1/completions."""
 
     prompt: Annotated[Prompts, BeforeValidator(_listed)]
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = None
 
     @model_validator(mode="after")
