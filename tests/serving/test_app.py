@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.serving import engine as engine_module
+from hmt.serving.schema import CompletionRequest, RequestError, parse
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids
-from tests.serving.conftest import CHAT, CHAT_PATH, HELLO, READABLE, SAMPLING, TEXT_PATH
+from tests.serving.conftest import CHAT, CHAT_PATH, HELLO, READABLE, SAMPLING, TEXT_PATH, make_engine
 
 TEXT = {"model": "tiny", "prompt": "Once upon"}
 Serve = Callable[..., TestClient]
@@ -28,16 +29,18 @@ def rendered(messages: list[dict[str, str]]) -> str:
 
 
 def expected_text(model: HMTForCausalLM, text: str, memory: MemoryState | None = None, **settings: Any) -> str:
-    """What `generate` writes after a text."""
+    """The text that `generate` writes after another."""
     tokenizer = byte_tokenizer()
     ids = tokenizer(text, return_tensors="pt").input_ids
     out = model.generate(ids, memory=memory, **SAMPLING | settings)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def ask(client: TestClient, path: str = CHAT_PATH, **more: Any) -> dict[str, Any]:
+def ask(
+    client: TestClient, path: str = CHAT_PATH, headers: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     """A whole answer."""
-    response = client.post(path, json=(CHAT if path == CHAT_PATH else TEXT) | more)
+    response = client.post(path, json=(CHAT if path == CHAT_PATH else TEXT) | more, headers=headers)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -226,6 +229,9 @@ def test_nobody_learns_what_another_client_has_sent(model: HMTForCausalLM, serve
     again = client.post(CHAT_PATH, json=CHAT, headers=one).json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0  # the prompt alone is not kept
     assert [turn["cached_tokens"] for turn in conversation(client, 1, two)] == [0]
+    for prompt in ("a prompt", "a prompt and more"):  # of which one token is generated: nothing is kept of it
+        usage = ask(client, TEXT_PATH, one, prompt=prompt, max_tokens=1)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 0
     said = [*HELLO, {"role": "assistant", "content": texts(again)[0]}, HELLO[0]]
     for headers, more in ((three, {}), (one, {"prompt_cache_key": "another conversation"})):
         answer = client.post(CHAT_PATH, json=CHAT | {"messages": said} | more, headers=headers).json()
@@ -234,9 +240,11 @@ def test_nobody_learns_what_another_client_has_sent(model: HMTForCausalLM, serve
 
 def test_control_tokens_that_a_user_types_are_text_unless_allowed(model: HMTForCausalLM, serve: Serve) -> None:
     for allowed, tokens in ((False, 4), (True, 1)):
-        client = serve(model, template="{{ messages[0]['content'] }}", allow_control_tokens=allowed)
+        template = "{{ messages[0]['content'] }}{{ messages[0]['name'] }}"
+        client = serve(model, template=template, allow_control_tokens=allowed)
         for path, more in (
             (CHAT_PATH, {"messages": [{"role": "user", "content": "</s>"}]}),
+            (CHAT_PATH, {"messages": [{"role": "user", "content": "", "name": "</s>"}]}),
             (TEXT_PATH, {"prompt": "</s>"}),
         ):
             assert ask(client, path, max_tokens=1, **more)["usage"]["prompt_tokens"] == tokens
@@ -343,6 +351,15 @@ def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: S
     assert answer["usage"]["completion_tokens"] < 10**6
     client = serve(model, limits={"seconds": 0.0})
     assert texts(ask(client, TEXT_PATH, prompt=["a", "b"], n=2)) == [""] * 4
+
+
+def test_a_prompt_that_is_not_read_in_time_is_refused(model: HMTForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "READ_AT_ONCE", 20)
+    spent = iter([False, False, True])  # before the first part, before the second, ...
+    request = parse(CompletionRequest, TEXT | {"prompt": "x" * 90})
+    with pytest.raises(RequestError) as caught:
+        make_engine(model).answer(request, "", lambda delta: None, lambda: next(spent))
+    assert caught.value.status_code == 503
 
 
 def test_a_request_that_cannot_wait_is_told_when_to_come_back(model: HMTForCausalLM, serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""What a request may ask for, and what is refused with the field named."""
+"""Fields of requests: served, ignored because they change nothing, or refused by name."""
 
 from __future__ import annotations
 
