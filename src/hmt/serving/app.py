@@ -16,7 +16,6 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -87,7 +86,7 @@ class Service:
     async def close(self) -> None:
         """Stop, and wait for the engine's thread to end."""
         self.stop()
-        await run_in_threadpool(self._thread.shutdown)
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(
         self, request: GenerationRequest, owner: str, events: asyncio.Queue[Event], left: threading.Event
@@ -165,7 +164,7 @@ Served = Annotated[Service, Depends(service_of)]
 
 
 async def authenticate(http: Request, service: Served) -> str:
-    """Find the owner of a request: the number of its key. Without keys, whoever calls this machine by its own name.
+    """Check the key of a request; its number is the owner. Without keys, check that the Host is a loopback name.
 
     The latter keeps web pages out that reach for a local server through a name that they control.
 
@@ -263,12 +262,13 @@ async def _respond(
         first = await _while_connected(http, anext(events))
         chunks = _chunks(reply, first, events)
         return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    *deltas, usage = await _while_connected(http, _all(events))
+    deltas, usage = await _while_connected(http, _gather(events))
     return JSONResponse(reply.whole(deltas, usage))
 
 
-async def _all(events: AsyncIterator[Any]) -> list[Any]:
-    return [event async for event in events]
+async def _gather(events: AsyncIterator[Any]) -> tuple[list[Delta], Usage]:
+    *deltas, usage = [event async for event in events]
+    return deltas, usage
 
 
 async def _while_connected(http: Request, work: Awaitable[Result]) -> Result:
@@ -277,8 +277,12 @@ async def _while_connected(http: Request, work: Awaitable[Result]) -> Result:
     Raises:
         ClientDisconnect: If it leaves.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_disconnected(http))
+
+    async def watch() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(watch())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -287,11 +291,6 @@ async def _while_connected(http: Request, work: Awaitable[Result]) -> Result:
     finally:
         working.cancel()
         watching.cancel()
-
-
-async def _disconnected(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _chunks(reply: Reply, event: Delta | Usage, events: AsyncIterator[Delta | Usage]) -> AsyncIterator[bytes]:
@@ -337,9 +336,8 @@ async def _refuse(http: Request, error: Exception) -> Response:
     if http.method == "OPTIONS" and error.status_code == 405:  # lists the methods, and allows no web page anything
         return Response(status_code=204, headers=error.headers)
     if not isinstance(error, RequestError):
-        headers = error.headers
-        error = RequestError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code)
-        error.headers = headers
+        told = RequestError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code)
+        return JSONResponse(told.body(), error.status_code, error.headers)
     return JSONResponse(error.body(), error.status_code, error.headers)
 
 

@@ -34,21 +34,13 @@ LOWEST_LOGPROB = -9999.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request.
-
-    Attributes:
-        body_bytes: Size of its body.
-        body_seconds: Time for a client to send it.
-        tokens: New tokens of each choice; requests for more get this many.
-        seconds: Time for reading prompts and generating choices, counted from the start of the request's turn.
-        waiting: Requests that wait for their turn; further ones are refused.
-    """
+    """Limits of one request."""
 
     body_bytes: int = 1 << 20
-    body_seconds: float = 30.0
-    tokens: int = 4096
-    seconds: float = 300.0
-    waiting: int = 64
+    body_seconds: float = 30.0  # for a client to send it
+    tokens: int = 4096  # of each choice; requests for more get this many
+    seconds: float = 300.0  # of its turn, for reading the prompts and generating all choices
+    waiting: int = 64  # further requests are refused
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ HARMLESS = frozenset(
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "audio": ({},),
+    "best_of": (1,),
     "continue_final_message": (False,),
     "echo": (False,),
     "frequency_penalty": (0,),
@@ -250,13 +251,6 @@ class CompletionRequest(_GenerationRequest):
 
     prompt: Annotated[Prompts, BeforeValidator(_listed)]
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: int | None = None
-
-    @model_validator(mode="after")
-    def _check_combinations(self) -> CompletionRequest:
-        if self.best_of not in (None, self.n):
-            raise RequestError("best_of is not supported, except with the value of n", param="best_of")
-        return self
 
     @property
     def alternatives(self) -> int | None:
