@@ -92,6 +92,14 @@ def test_prompts_are_continued_whole_and_as_a_stream(model: HMTForCausalLM, clie
         assert [one["finish_reason"] for one in own][-1] == "length"
 
 
+def test_padding_tokens_in_a_prompt_are_tokens_of_it(model: HMTForCausalLM, client: TestClient) -> None:
+    for prompt in ([0], [70, 0]):
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **SAMPLING | {"max_new_tokens": 9})
+        expected = byte_tokenizer().decode(out[0, len(prompt) :])
+        assert texts(ask(client, TEXT_PATH, prompt=prompt, max_tokens=9)) == [expected]
+
+
 def test_several_choices_are_drawn_from_one_seed(client: TestClient) -> None:
     settings = {"temperature": 1.5, "n": 3, "max_tokens": 12}
     drawn = [texts(ask(client, **settings, seed=seed)) for seed in (1, 1, 2)]

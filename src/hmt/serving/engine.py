@@ -193,6 +193,7 @@ class Engine:
         out: Any = self._model.generate(
             rest,
             memory=memory,
+            attention_mask=torch.ones_like(rest),  # padding tokens that a client sends are tokens
             earlier_ids=self._on_device(ids[:read]),
             streamer=stream,
             logits_processor=LogitsProcessorList([] if job.request.alternatives is None else [stream]),
