@@ -19,11 +19,11 @@ from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
 from hmt.report.recollection import recalled_passages
 from hmt.serving.conversations import Memories
-from hmt.serving.schema import ChatRequest, Delta, GenerationRequest, RequestError, TokenLogprob, Usage
+from hmt.serving.schema import ChatRequest, Delta, GenerationRequest, RequestError, Usage
 from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
 from hmt.text.special_tokens import TextEncoder, beginning_token_ids, end_token_ids
-from hmt.text.streaming import Detokenizer, StopStrings
+from hmt.text.streaming import UNFINISHED, Detokenizer, StopStrings
 
 READ_AT_ONCE = 1024
 """Tokens of a prompt read before it is seen whether anyone still waits. The last of them go to `generate` itself."""
@@ -205,7 +205,7 @@ class Engine:
         new = out.sequences[0, rest.shape[1] :].cpu()
         if len(new) > 1:  # the last token was not read, and nothing is kept of a prompt alone
             self._memories.keep(job.conversation, torch.cat([ids, new[:-1]]), out.memory)
-        recalled = [asdict(passage) for passage in recalled_passages(out.recall, self._tokenizer)]
+        recalled = tuple(asdict(passage) for passage in recalled_passages(out.recall, self._tokenizer))
         job.deliver(Delta(choice, finish_reason="stop" if stream.ended else "length", recalled=recalled))
         return len(new)
 
@@ -248,7 +248,7 @@ class ChoiceStream(BaseStreamer, LogitsProcessor):
         self._stops = StopStrings(job.request.stop)
         self._end_tokens = end_tokens
         self._scores: Tensor | None = None
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._prompt_seen = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
@@ -280,13 +280,17 @@ class ChoiceStream(BaseStreamer, LogitsProcessor):
             self._job.deliver(Delta(self._choice, text, tuple(self._logprobs)))
             self._logprobs.clear()
 
-    def _describe(self, token: int, scores: Tensor) -> TokenLogprob:
-        """Describe a token before it is added to the text."""
+    def _describe(self, token: int, scores: Tensor) -> dict[str, Any]:
+        """Log-probabilities at the place of a token that is yet to be added to the text."""
         logprobs = scores.float().log_softmax(dim=-1).clamp(min=LOWEST_LOGPROB).cpu()
-        best = logprobs.topk(min(self._job.request.alternatives or 0, len(logprobs)))
-        likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        alternatives = tuple((self._name(other), logprob) for other, logprob in likeliest)
-        return TokenLogprob(self._name(token), float(logprobs[token]), alternatives, self._text.characters)
+        likeliest = logprobs.topk(min(self._job.request.alternatives or 0, len(logprobs))).indices.tolist()
+
+        def likelihood(candidate: int) -> dict[str, Any]:
+            text = self._name(candidate)
+            whole = None if UNFINISHED in text else list(text.encode())
+            return {"token": text, "logprob": float(logprobs[candidate]), "bytes": whole}
+
+        return likelihood(token) | {"top_logprobs": [likelihood(candidate) for candidate in likeliest]}
 
     def _name(self, token: int) -> str:
         """Text of a token; special tokens, which have none, by name."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -267,32 +268,22 @@ GenerationRequest = ChatRequest | CompletionRequest
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
-    """A token where it stands, its log-probability and the likeliest tokens there, and the characters before it."""
-
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...]
-    offset: int
-
-
-@dataclass(frozen=True)
 class Delta:
-    """Continuation of a choice: new text with its log-probabilities if they were asked for, or the end.
+    """Continuation of a choice.
 
     Attributes:
         choice: Number of the choice.
         text: New text.
-        logprobs: Those of the tokens of this text.
+        logprobs: Its tokens with their log-probabilities, if they were asked for, in the form of a chat answer.
         finish_reason: At the end "stop" if the model or a stop string ended it, "length" if a limit did.
         recalled: At the end the passages that were recalled, oldest first: text, tokens, start and score.
     """
 
     choice: int
     text: str = ""
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
     finish_reason: str | None = None
-    recalled: list[dict[str, Any]] = field(default_factory=list)
+    recalled: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -367,7 +358,8 @@ class Reply:
     ) -> dict[str, Any]:
         logprobs = None
         if self._logprobs and entries is not None:
-            logprobs = _chat_logprobs(entries) if self._chat else _completion_logprobs(entries)
+            chat = {"content": list(entries), "refusal": None}
+            logprobs = chat if self._chat else _completion_logprobs(entries)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -375,22 +367,12 @@ def _message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text, "refusal": None}
 
 
-def _chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
-    def likelihood(text: str, logprob: float) -> dict[str, Any]:
-        part_of_a_character = "\N{REPLACEMENT CHARACTER}" in text
-        return {"token": text, "logprob": logprob, "bytes": None if part_of_a_character else list(text.encode())}
-
-    content = [
-        likelihood(entry.text, entry.logprob) | {"top_logprobs": [likelihood(*other) for other in entry.top]}
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _completion_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
+def _completion_logprobs(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Log-probabilities as completions have them; where texts are the same, the likeliest token counts."""
     return {
-        "tokens": [entry.text for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{entry.text: entry.logprob} | dict(reversed(entry.top)) for entry in entries],
-        "text_offset": [entry.offset for entry in entries],
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [
+            {one["token"]: one["logprob"] for one in (entry, *reversed(entry["top_logprobs"]))} for entry in entries
+        ],
     }

@@ -32,13 +32,9 @@ class Detokenizer:
     Args:
         tokenizer: Decodes; special tokens are left out.
         context: Token ids before the first one, for decoders that strip a leading space at the start of a text.
-
-    Attributes:
-        characters: Characters returned so far.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> None:
-        self.characters = 0
         self._tokenizer = tokenizer
         self._window = list(context[-WINDOW_TOKENS:])
         self._boundary = len(self._window)
@@ -61,14 +57,12 @@ class Detokenizer:
             self._boundary = 0
             text = self._decode(self._window)
             self._returned = len(text) - self._unfinished(text)
-        self.characters += len(piece)
         return piece
 
     def finish(self) -> str:
         """Return the rest; an unfinished character becomes U+FFFD."""
         piece = self._decode(self._window)[self._returned :]
         self._returned += len(piece)
-        self.characters += len(piece)
         return piece
 
     def peek(self, token: int) -> str:
