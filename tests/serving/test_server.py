@@ -79,8 +79,9 @@ def test_a_client_that_leaves_stops_the_generation(client: openai.OpenAI) -> Non
     assert time.monotonic() - started < 15
 
 
-def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0)
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_server_that_stops_ends_every_answer(signals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0 if signals == 1 else 60.0)
     server = make_server(create_app(make_engine(make_model(), limits={"tokens": 1_000_000}), "org/tiny", keys=[KEY]))
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
         running = pool.submit(server.run, sockets=[listening])
@@ -90,7 +91,8 @@ def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) 
         next(iter(stream))
         waiting = pool.submit(client.completions.create, **ENDLESS, prompt="waits")
         time.sleep(1)  # it waits by then
-        server.should_exit = True
+        for _ in range(signals):
+            server.handle_exit(signal.SIGINT, None)
         assert list(stream)[-1].choices[0].finish_reason == "length"
         assert isinstance(waiting.exception(), openai.InternalServerError)
         assert waiting.exception().status_code == 503

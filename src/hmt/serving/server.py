@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -59,17 +59,26 @@ class DeadlineProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Stops the service, not the connections, when answers take too long to finish: every client hears the end."""
+    """Stops the service, not the connections, when answers take too long to finish: every client hears the end.
+
+    Args:
+        config: Configuration of uvicorn.
+        stop_answers: Ends all answers.
+    """
+
+    def __init__(self, config: uvicorn.Config, stop_answers: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop_answers = stop_answers
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; at the second Ctrl-C at once. Unlike uvicorn's own, it does not raise the signal again at the end."""
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        """Stop; the second signal ends all answers. Unlike uvicorn's own, it raises no signal again at the end."""
+        if self.should_exit:
+            self._stop_answers()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing new, and wait for the answers that are under way."""
-        app: FastAPI = self.config.app  # type: ignore[assignment]
-        stopping = asyncio.get_running_loop().call_later(GRACE_SECONDS, app.state.service.stop)
+        stopping = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._stop_answers)
         try:
             await super().shutdown(sockets)
         finally:
@@ -101,5 +110,6 @@ def make_server(app: FastAPI, max_connections: int = 256) -> Server:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(GRACE_SECONDS) + SEND_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
+        ),
+        stop_answers=app.state.service.stop,
     )
