@@ -11,8 +11,7 @@ from starlette.testclient import TestClient
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.serving.app import create_app
-from hmt.serving.engine import Engine
-from hmt.serving.jobs import Limits
+from hmt.serving.engine import Engine, Limits
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer
 
 READABLE = [i for i in range(3, 259) if byte_tokenizer().decode([i]).isalnum() or i == 223]  # and the space

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.serving import engine as engine_module
+from hmt.serving.schema import CompletionRequest, RequestError, parse
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids
-from tests.serving.conftest import CHAT, CHAT_PATH, HELLO, READABLE, SAMPLING, TEXT_PATH
+from tests.serving.conftest import CHAT, CHAT_PATH, HELLO, READABLE, SAMPLING, TEXT_PATH, make_engine
 
 TEXT = {"model": "tiny", "prompt": "Once upon"}
 Serve = Callable[..., TestClient]
@@ -28,16 +29,18 @@ def rendered(messages: list[dict[str, str]]) -> str:
 
 
 def expected_text(model: HMTForCausalLM, text: str, memory: MemoryState | None = None, **settings: Any) -> str:
-    """What `generate` writes after a text."""
+    """The text that `generate` writes after another."""
     tokenizer = byte_tokenizer()
     ids = tokenizer(text, return_tensors="pt").input_ids
     out = model.generate(ids, memory=memory, **SAMPLING | settings)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def ask(client: TestClient, path: str = CHAT_PATH, **more: Any) -> dict[str, Any]:
+def ask(
+    client: TestClient, path: str = CHAT_PATH, headers: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     """A whole answer."""
-    response = client.post(path, json=(CHAT if path == CHAT_PATH else TEXT) | more)
+    response = client.post(path, json=(CHAT if path == CHAT_PATH else TEXT) | more, headers=headers)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -87,6 +90,14 @@ def test_prompts_are_continued_whole_and_as_a_stream(model: HMTForCausalLM, clie
         own = [one for chunk in chunks for one in chunk["choices"] if one["index"] == index]
         assert "".join(one["text"] for one in own) == text
         assert [one["finish_reason"] for one in own][-1] == "length"
+
+
+def test_padding_tokens_in_a_prompt_are_tokens_of_it(model: HMTForCausalLM, client: TestClient) -> None:
+    for prompt in ([0], [70, 0]):
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **SAMPLING | {"max_new_tokens": 9})
+        expected = byte_tokenizer().decode(out[0, len(prompt) :])
+        assert texts(ask(client, TEXT_PATH, prompt=prompt, max_tokens=9)) == [expected]
 
 
 def test_several_choices_are_drawn_from_one_seed(client: TestClient) -> None:
@@ -139,19 +150,14 @@ def test_settings_that_look_back_see_the_whole_prompt(
 
 def test_logprobs_are_those_of_the_model(model: HMTForCausalLM, client: TestClient) -> None:
     prompt = "Once upon"
-    whole = ask(client, TEXT_PATH, prompt=prompt, max_tokens=6, logprobs=2, echo=True)["choices"][0]
-    text = prompt + expected_text(model, prompt, max_new_tokens=6)
-    assert whole["text"] == text
-    found = whole["logprobs"]
-    assert (found["tokens"], found["text_offset"]) == (list(text), list(range(len(text))))
-    ids = byte_tokenizer()(text, return_tensors="pt").input_ids
-    logits = model(ids).logits[0].detach()
-    of_prompt = logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[: len(prompt) - 1, 0]
-    assert found["token_logprobs"][0] is None
-    assert found["token_logprobs"][1 : len(prompt)] == pytest.approx(of_prompt.tolist(), abs=1e-4)
+    found = ask(client, TEXT_PATH, prompt=prompt, max_tokens=6, logprobs=2)["choices"][0]["logprobs"]
+    text = expected_text(model, prompt, max_new_tokens=6)
+    assert found["tokens"] == list(text)
+    ids = byte_tokenizer()(prompt + text, return_tensors="pt").input_ids
     banned = torch.tensor(SAMPLING["suppress_tokens"])
-    of_answer = logits.index_fill(1, banned, -math.inf).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
-    assert found["token_logprobs"][len(prompt) :] == pytest.approx(of_answer[len(prompt) - 1 :].tolist(), abs=1e-4)
+    logprobs = model(ids).logits[0].detach().index_fill(1, banned, -math.inf).log_softmax(-1)[:-1]
+    expected = logprobs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+    assert found["token_logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
     assert found["top_logprobs"][-1][text[-1]] == max(found["top_logprobs"][-1].values())
 
     settings = {"logprobs": True, "top_logprobs": 2, "max_tokens": 5}
@@ -167,9 +173,6 @@ def test_logprobs_are_those_of_the_model(model: HMTForCausalLM, client: TestClie
 def test_no_new_tokens_are_generated_if_none_are_wanted(client: TestClient) -> None:
     answer = ask(client, TEXT_PATH, max_tokens=0)
     assert (texts(answer), answer["usage"]["completion_tokens"]) == ([""], 0)
-    answer = ask(client, TEXT_PATH, max_tokens=0, echo=True, logprobs=0)
-    assert texts(answer) == [TEXT["prompt"]]
-    assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == len(TEXT["prompt"])
 
 
 def test_text_without_spaces_is_streamed_character_by_character(model: HMTForCausalLM, serve: Serve) -> None:
@@ -234,6 +237,9 @@ def test_nobody_learns_what_another_client_has_sent(model: HMTForCausalLM, serve
     again = client.post(CHAT_PATH, json=CHAT, headers=one).json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0  # the prompt alone is not kept
     assert [turn["cached_tokens"] for turn in conversation(client, 1, two)] == [0]
+    for prompt in ("a prompt", "a prompt and more"):  # of which one token is generated: nothing is kept of it
+        usage = ask(client, TEXT_PATH, one, prompt=prompt, max_tokens=1)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 0
     said = [*HELLO, {"role": "assistant", "content": texts(again)[0]}, HELLO[0]]
     for headers, more in ((three, {}), (one, {"prompt_cache_key": "another conversation"})):
         answer = client.post(CHAT_PATH, json=CHAT | {"messages": said} | more, headers=headers).json()
@@ -242,9 +248,11 @@ def test_nobody_learns_what_another_client_has_sent(model: HMTForCausalLM, serve
 
 def test_control_tokens_that_a_user_types_are_text_unless_allowed(model: HMTForCausalLM, serve: Serve) -> None:
     for allowed, tokens in ((False, 4), (True, 1)):
-        client = serve(model, template="{{ messages[0]['content'] }}", allow_control_tokens=allowed)
+        template = "{{ messages[0]['content'] }}{{ messages[0]['name'] }}"
+        client = serve(model, template=template, allow_control_tokens=allowed)
         for path, more in (
             (CHAT_PATH, {"messages": [{"role": "user", "content": "</s>"}]}),
+            (CHAT_PATH, {"messages": [{"role": "user", "content": "", "name": "</s>"}]}),
             (TEXT_PATH, {"prompt": "</s>"}),
         ):
             assert ask(client, path, max_tokens=1, **more)["usage"]["prompt_tokens"] == tokens
@@ -314,8 +322,6 @@ def test_bodies_have_a_size_and_may_come_in_chunks(model: HMTForCausalLM, serve:
     body = json.dumps(CHAT | {"max_tokens": 1}).encode()
     assert client.post(CHAT_PATH, content=iter([body[:10], body[10:]]), headers=json_type).status_code == 200
     error_of(client.post(CHAT_PATH, content=iter([b" " * 600, b" " * 600]), headers=json_type), 413)
-    for length in ("1001", "9" * 5000, "x"):
-        error_of(client.post(CHAT_PATH, content=b"{}", headers=json_type | {"Content-Length": length}), 413)
 
 
 def test_a_key_is_wanted_before_anything_else(model: HMTForCausalLM, serve: Serve, caplog: Any) -> None:
@@ -343,9 +349,7 @@ def test_without_a_key_only_loopback_names_are_answered(client: TestClient) -> N
         error_of(client.get("/v1/models", headers={"Host": host}), 403)
 
 
-def test_tokens_and_time_of_a_request_are_capped(
-    model: HMTForCausalLM, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_and_time_of_a_request_are_capped(model: HMTForCausalLM, serve: Serve) -> None:
     client = serve(model, limits={"tokens": 7})
     answer = ask(client, max_tokens=10**18)
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (7, "length")
@@ -354,10 +358,16 @@ def test_tokens_and_time_of_a_request_are_capped(
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] < 10**6
     client = serve(model, limits={"seconds": 0.0})
-    assert "retry-after" in client.post(TEXT_PATH, json=TEXT | {"prompt": "x" * 3000}).headers
     assert texts(ask(client, TEXT_PATH, prompt=["a", "b"], n=2)) == [""] * 4
-    monkeypatch.setattr(engine_module, "MAX_SCORED_TOKENS", 4)
-    error_of(client.post(TEXT_PATH, json=TEXT | {"echo": True, "logprobs": 0}), 400)
+
+
+def test_a_prompt_that_is_not_read_in_time_is_refused(model: HMTForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "READ_AT_ONCE", 20)
+    spent = iter([False, False, True])  # before the first part, before the second, ...
+    request = parse(CompletionRequest, TEXT | {"prompt": "x" * 90})
+    with pytest.raises(RequestError) as caught:
+        make_engine(model).answer(request, "", lambda delta: None, lambda: next(spent))
+    assert caught.value.status_code == 503
 
 
 def test_a_request_that_cannot_wait_is_told_when_to_come_back(model: HMTForCausalLM, serve: Serve) -> None:
@@ -374,7 +384,6 @@ def test_logits_that_are_not_finite_are_a_server_error(value: float, serve: Serv
     client = serve(model)
     for more in ({}, {"temperature": 1.0}, {"stream": True}):
         assert error_of(client.post(CHAT_PATH, json=CHAT | more), 500)["type"] == "server_error"
-    error_of(client.post(TEXT_PATH, json=TEXT | {"echo": True, "logprobs": 0, "max_tokens": 0}), 500)
 
 
 def test_any_failure_of_the_model_is_a_server_error(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import torch
 from hmt import HMTForCausalLM
 from hmt.serving import server as server_module
 from hmt.serving.app import create_app
-from hmt.serving.server import listen, make_server
+from hmt.serving.server import make_server
 from tests.conftest import make_model, random_ids
 from tests.serving.conftest import HELLO, make_engine
 
@@ -32,9 +32,9 @@ ENDLESS = {"model": "org/tiny", "max_tokens": 1_000_000}
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     """Address of a server with a tiny model and 40 connections."""
-    engine = make_engine(make_model(), limits={"seconds": 60, "tokens": 1_000_000, "body_seconds": 2})
+    engine = make_engine(make_model(), limits={"seconds": 60, "tokens": 1_000_000, "body_seconds": 1})
     server = make_server(create_app(engine, "org/tiny", keys=[KEY]), max_connections=40)
-    with listen("127.0.0.1", 0) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield listening.getsockname()
@@ -79,10 +79,11 @@ def test_a_client_that_leaves_stops_the_generation(client: openai.OpenAI) -> Non
     assert time.monotonic() - started < 15
 
 
-def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0)
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_server_that_stops_ends_every_answer(signals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 1.0 if signals == 1 else 60.0)
     server = make_server(create_app(make_engine(make_model(), limits={"tokens": 1_000_000}), "org/tiny", keys=[KEY]))
-    with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor() as pool:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
         running = pool.submit(server.run, sockets=[listening])
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
@@ -90,7 +91,8 @@ def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) 
         next(iter(stream))
         waiting = pool.submit(client.completions.create, **ENDLESS, prompt="waits")
         time.sleep(1)  # it waits by then
-        server.should_exit = True
+        for _ in range(signals):
+            server.handle_exit(signal.SIGINT, None)
         assert list(stream)[-1].choices[0].finish_reason == "length"
         assert isinstance(waiting.exception(), openai.InternalServerError)
         assert waiting.exception().status_code == 503
@@ -98,7 +100,7 @@ def test_a_server_that_stops_ends_every_answer(monkeypatch: pytest.MonkeyPatch) 
 
 
 def raw(address: tuple[str, int], data: bytes) -> bytes:
-    """What comes back for these bytes, until the server closes or is silent."""
+    """Send bytes, and receive until the server closes or is silent."""
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(data)
         received = b""
@@ -154,16 +156,17 @@ def test_the_command_serves_until_it_is_terminated(backbone_dir: Path, tmp_path:
     flags = [f"--{name}={value}" for name, value in fields.items()]
     command = [sys.executable, "-m", "hmt_cli", "serve", f"--model_name={backbone_dir}", *flags, "--port=0"]
     process = subprocess.Popen(
-        [*command, f"--memory={tmp_path / 'book.memory'}", "--served_name=book"],
+        [*command, f"--memory={tmp_path / 'book.memory'}", "--served_name=\x1b[31mbook"],
         env=os.environ | {"HMT_API_KEY": KEY},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        url = next(line for line in process.stderr if "serving book at" in line).split()[3].rstrip(",")
+        ready = next(line for line in process.stderr if "book at" in line)
+        url = next(word for word in ready.split() if word.startswith("http")).rstrip(",")
         client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
-        stream = client.completions.create(model="book", prompt="abc", max_tokens=100, stream=True)
+        stream = client.completions.create(model="\x1b[31mbook", prompt="abc", max_tokens=100, stream=True)
         chunks = [next(iter(stream))]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -172,7 +175,8 @@ def test_the_command_serves_until_it_is_terminated(backbone_dir: Path, tmp_path:
     assert chunks[-1].choices[0].finish_reason  # an answer that is under way is finished
     assert process.returncode == 0
     assert "1 requests answered" in out
-    assert KEY not in out + err
+    assert KEY not in ready + out + err
+    assert "\x1b" not in ready + out + err  # a name must not color the terminal
 
 
 def test_a_server_is_not_started_by_accident(
@@ -189,7 +193,7 @@ def test_a_server_is_not_started_by_accident(
     assert "max_request_seconds" in complaint("--max_request_seconds", 0)
     (tmp_path / "keys").write_text("good\nschlüssel\n")
     assert "ASCII" in complaint("--api_key_file", tmp_path / "keys")
-    with listen("127.0.0.1", 0) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert str(port) in complaint("--no-require_key", "--port", port)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

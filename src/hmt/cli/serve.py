@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hmt.files import read_text
 from hmt.options import API_KEY, LOOPBACK, ModelOptions, OutputOptions, SamplingOptions, check_positive
-from hmt.terminal import on_interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def run(options: ServeOptions) -> tuple[dict[str, Any], str]:
     """Serve until interrupted or terminated; answers that are under way are finished.
 
     Returns:
-        How many requests were answered, and a closing line.
+        The number of answered requests, and a closing line.
 
     Raises:
         ImportError: If the extra `serve` is not installed.
@@ -81,9 +81,8 @@ def run(options: ServeOptions) -> tuple[dict[str, Any], str]:
     from hmt.memory.state import MemoryState
     from hmt.model.loading import load
     from hmt.serving.app import create_app
-    from hmt.serving.engine import Engine
-    from hmt.serving.jobs import Limits
-    from hmt.serving.server import listen, make_server
+    from hmt.serving.engine import Engine, Limits
+    from hmt.serving.server import make_server
 
     keys = _keys(options)
     memory = None if options.memory is None else MemoryState.load(options.memory)
@@ -94,18 +93,25 @@ def run(options: ServeOptions) -> tuple[dict[str, Any], str]:
         seconds=options.max_request_seconds,
         waiting=options.max_waiting,
     )
-    with listen(options.host, options.port) as address:
-        engine = Engine(model, tokenizer, memory, options.sampling, limits, options.allow_control_tokens)
+    with _listen(options.host, options.port) as address:
+        engine = Engine(model, tokenizer, memory, options.sampling, limits, options.allow_control_tokens, options.seed)
         name = options.served_name or Path(options.load_from_ckpt or options.model_name).resolve().name
         app = create_app(engine, name, keys=keys, cors_origins=options.origins)
         shown = f"[{options.host}]" if ":" in options.host else options.host
         port = address.getsockname()[1]
         logger.info("serving %s at http://%s:%d/v1, %s", name, shown, port, "with a key" if keys else "without a key")
-        server = make_server(app, options.max_connections)
-        # uvicorn stops at a signal, and raises it once more when it has stopped.
-        with on_interrupt(lambda: setattr(server, "should_exit", True)):
-            server.run(sockets=[address])
-    return {"answered": app.state.answered}, f"{app.state.answered} requests answered"
+        make_server(app, options.max_connections).run(sockets=[address])
+    answered = app.state.service.answered
+    return {"answered": answered}, f"{answered} requests answered"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise OSError(f"cannot listen on --host {host} --port {port}: {error.strerror or error}") from error
 
 
 def _keys(options: ServeOptions) -> list[str]:

@@ -5,59 +5,148 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from typing import Annotated, Any, TypeVar
 
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
 
 from hmt.options import LOOPBACK
+from hmt.pretrained import first_line
+from hmt.serving.conversations import Turns
 from hmt.serving.engine import Engine
-from hmt.serving.jobs import RETRY_SECONDS, ChoiceEnd, Done, Event, GenerationRequest, Limits, Piece, RequestError
-from hmt.serving.responses import Replies, error_body
-from hmt.serving.schema import ChatRequest, CompletionRequest, parse
+from hmt.serving.schema import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    GenerationRequest,
+    Reply,
+    RequestError,
+    Usage,
+    parse,
+)
+
+logger = logging.getLogger(__name__)
+
+Event = Delta | Usage | RequestError
+Result = TypeVar("Result")
 
 
-class AsciiJSONResponse(JSONResponse):
-    """JSON in ASCII, which can hold every string that a client may send, lone surrogates included."""
+class Service:
+    """An engine on a thread of its own, and the requests that wait for it.
 
-    def render(self, content: Any) -> bytes:
-        """The body."""
-        return json.dumps(content, allow_nan=False).encode("ascii")
+    Args:
+        engine: Generates.
+        name: Name of the model for clients.
+        keys: Keys that clients may send.
+
+    Attributes:
+        answered: Requests that were answered to the end.
+    """
+
+    def __init__(self, engine: Engine, name: str, keys: Sequence[str]) -> None:
+        self.engine = engine
+        self.name = name
+        self.keys = [key.encode() for key in keys]
+        self.answered = 0
+        self._turns = Turns(engine.limits.waiting)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hmt-engine")
+
+    def start(self, request: GenerationRequest, owner: str, leaving: ExitStack) -> AsyncIterator[Delta | Usage]:
+        """Queue a request.
+
+        Args:
+            request: The request.
+            owner: The client's key.
+            leaving: Closed when nobody waits for the answer any more; the generation then stops.
+
+        Returns:
+            The answer as it is generated; `Usage` comes last. A request that fails raises `RequestError` here.
+        """
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        left = threading.Event()
+        task = asyncio.create_task(self._run(request, owner, events, left))
+        leaving.callback(task.cancel)
+        leaving.callback(left.set)
+        return _until_usage(events)
+
+    def stop(self) -> None:
+        """Refuse what waits, and end the answer under way after the token at hand."""
+        self._turns.closed = True
+        self.engine.closing = True
+
+    async def close(self) -> None:
+        """Stop, and wait for the engine's thread to end."""
+        self.stop()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _run(
+        self, request: GenerationRequest, owner: str, events: asyncio.Queue[Event], left: threading.Event
+    ) -> None:
+        """Wait for the turn of a request, and generate. Whatever happens, whoever waits hears of it."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(delta: Delta) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, delta)
+
+        try:
+            async with self._turns.take((owner, request.prompt_cache_key or request.opening)):
+                answer = self.engine.answer
+                last: Event = await loop.run_in_executor(self._thread, answer, request, owner, deliver, left.is_set)
+            self.answered += 1
+        except RequestError as error:
+            last = error
+        except FloatingPointError as error:
+            logger.error("a request failed: %s", first_line(error))
+            last = RequestError(first_line(error), status=500)
+        except Exception:
+            logger.exception("a request failed")
+            last = RequestError("the model failed; the server's log says why", status=500)
+        events.put_nowait(last)
+
+
+async def _until_usage(events: asyncio.Queue[Event]) -> AsyncIterator[Delta | Usage]:
+    while True:
+        event = await events.get()
+        if isinstance(event, RequestError):
+            raise event
+        yield event
+        if isinstance(event, Usage):
+            return
 
 
 def create_app(engine: Engine, name: str, *, keys: Sequence[str] = (), cors_origins: Sequence[str] = ()) -> FastAPI:
-    """The application that serves one model under one name.
+    """Make the application that serves one model under one name.
 
     Args:
-        engine: Answers; closed when the application shuts down.
+        engine: Answers; stopped when the application shuts down.
         name: Name of the model for clients.
         keys: Keys that clients may send; without any, only requests to a loopback name are answered.
         cors_origins: Web pages that may use the server from a browser.
 
     Returns:
-        The application; `app.state.answered` counts the requests that were answered.
+        The application; `app.state.service` is its `Service`.
     """
+    service = Service(engine, name, keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(engine.close)
+        await service.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, default_response_class=AsciiJSONResponse, redirect_slashes=False)
-    app.state.engine = engine
-    app.state.name = name
-    app.state.keys = [key.encode() for key in keys]
-    app.state.answered = 0
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app.state.service = service
     app.include_router(router)
-    app.add_exception_handler(RequestError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(ClientDisconnect, lambda http, error: Response(status_code=499))  # nobody reads it
     app.add_exception_handler(Exception, _fail)
     app.add_api_route("/health", _health, methods=["GET", "HEAD"])
     if cors_origins:
@@ -65,238 +154,172 @@ def create_app(engine: Engine, name: str, *, keys: Sequence[str] = (), cors_orig
     return app
 
 
-async def authenticate(http: Request) -> str:
-    """Owner of a request: the number of its key. Without keys, whoever calls this machine by a name of its own.
+def service_of(http: Request) -> Service:
+    """The service behind the application of a request."""
+    service: Service = http.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(service_of)]
+
+
+async def authenticate(http: Request, service: Served) -> str:
+    """Check the key of a request; its number is the owner. Without keys, check that the Host is a loopback name.
 
     The latter keeps web pages out that reach for a local server through a name that they control.
 
     Raises:
         RequestError: If the key is missing or wrong (401), or the name is not a loopback one (403).
     """
-    keys = http.app.state.keys
-    if not keys:
+    if not service.keys:
         if _host_name(http.headers.get("host", "")) not in LOOPBACK:
             raise RequestError("without a key this server answers requests to loopback names only", status=403)
         return ""
     scheme, _, given = http.headers.get("authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
+    matches = [hmac.compare_digest(given.strip().encode(), key) for key in service.keys]
     if scheme.lower() != "bearer" or not any(matches):
         raise RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
     return str(matches.index(True))
 
 
 Owner = Annotated[str, Depends(authenticate)]
-router = APIRouter(prefix="/v1")
 
 
-@router.get("/models")
-@router.get("/models/")
-async def list_models(http: Request, owner: Owner) -> dict[str, Any]:
-    """The one model."""
-    return {"object": "list", "data": [_model(http)]}
-
-
-@router.get("/models/{name:path}")
-async def retrieve_model(http: Request, owner: Owner, name: str) -> dict[str, Any]:
-    """The model of that name, which may hold slashes."""
-    _check_model(http, name.rstrip("/"))
-    return _model(http)
-
-
-@router.post("/chat/completions")
-@router.post("/chat/completions/")
-async def complete_chat(http: Request, owner: Owner) -> Response:
-    """Answer a conversation."""
-    body = parse(ChatRequest, await read_json(http, http.app.state.engine.limits))
-    _check_model(http, body.model)
-    return await _respond(http, owner, body.generation_request(), body)
-
-
-@router.post("/completions")
-@router.post("/completions/")
-async def complete(http: Request, owner: Owner) -> Response:
-    """Continue prompts."""
-    body = parse(CompletionRequest, await read_json(http, http.app.state.engine.limits))
-    _check_model(http, body.model)
-    return await _respond(http, owner, body.generation_request(), body)
-
-
-async def _health() -> dict[str, str]:
-    return {"status": "ok"}
-
-
-async def read_json(http: Request, limits: Limits) -> Any:
-    """The JSON body of a request.
+async def read_json(http: Request, service: Served, owner: Owner) -> Any:
+    """Read the JSON body of a request that has shown its key.
 
     Raises:
         RequestError: If it is too large (413), too slow (408), of another type (415), or not JSON (400).
     """
+    limits = service.engine.limits
     if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError("the body must have the content type application/json", status=415)
-    too_large = RequestError(f"the body exceeds {limits.body_bytes} bytes", status=413)
-    announced = http.headers.get("content-length", "0")
-    if not announced.isdecimal() or len(announced) > 12 or int(announced) > limits.body_bytes:
-        raise too_large
     body = bytearray()
     try:
         with anyio.fail_after(limits.body_seconds):
             async for part in http.stream():
                 body += part
                 if len(body) > limits.body_bytes:
-                    raise too_large
+                    raise RequestError(f"the body exceeds {limits.body_bytes} bytes", status=413)
+        return json.loads(body)
     except TimeoutError as error:
         raise RequestError(f"the body took longer than {limits.body_seconds:g} seconds", status=408) from error
-    try:
-        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is not JSON in UTF-8") from error
 
 
+async def until_left() -> AsyncIterator[ExitStack]:
+    """Give a stack that is closed once the answer has been sent or the client has left."""
+    with ExitStack() as stack:
+        yield stack
+
+
+Body = Annotated[Any, Depends(read_json)]
+Leaving = Annotated[ExitStack, Depends(until_left)]
+router = APIRouter(prefix="/v1")
+
+
+@router.get("/models")
+@router.get("/models/")
+async def list_models(service: Served, owner: Owner) -> dict[str, Any]:
+    """List the one model."""
+    return {"object": "list", "data": [_model(service)]}
+
+
+@router.get("/models/{name:path}")
+async def retrieve_model(service: Served, owner: Owner, name: str) -> dict[str, Any]:
+    """Describe the model of that name, which may hold slashes."""
+    _check_model(service, name.rstrip("/"))
+    return _model(service)
+
+
+@router.post("/chat/completions")
+@router.post("/chat/completions/")
+async def complete_chat(http: Request, service: Served, owner: Owner, body: Body, leaving: Leaving) -> Response:
+    """Answer a conversation."""
+    return await _respond(http, service, owner, parse(ChatRequest, body), leaving)
+
+
+@router.post("/completions")
+@router.post("/completions/")
+async def complete(http: Request, service: Served, owner: Owner, body: Body, leaving: Leaving) -> Response:
+    """Continue prompts."""
+    return await _respond(http, service, owner, parse(CompletionRequest, body), leaving)
+
+
+async def _health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
 async def _respond(
-    http: Request, owner: str, request: GenerationRequest, body: ChatRequest | CompletionRequest
+    http: Request, service: Service, owner: str, request: GenerationRequest, leaving: ExitStack
 ) -> Response:
-    """Have a request answered, whole or as server-sent events."""
-    replies = Replies(body.model, request, body.stream and body.stream_options.include_usage)
-    waiting = Waiting(http, request, owner)
-    if not body.stream:
-        return AsciiJSONResponse(replies.whole(await waiting.all()))
-    return EventStream(waiting, replies, await waiting.first())
+    """Generate, and answer whole or as a stream; an error that comes before any text has a status of its own."""
+    _check_model(service, request.model)
+    events = service.start(request, owner, leaving)
+    reply = Reply(request)
+    if request.stream:
+        first = await _while_connected(http, anext(events))
+        chunks = _chunks(reply, first, events)
+        return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    deltas, usage = await _while_connected(http, _gather(events))
+    return JSONResponse(reply.whole(deltas, usage))
 
 
-class Waiting:
-    """A client that waits for the engine to answer its request. If it leaves, the generation stops.
+async def _gather(events: AsyncIterator[Any]) -> tuple[list[Delta], Usage]:
+    *deltas, usage = [event async for event in events]
+    return deltas, usage
 
-    Args:
-        http: The HTTP request, its body read.
-        request: What the client wants.
-        owner: Whose request it is.
+
+async def _while_connected(http: Request, work: Awaitable[Result]) -> Result:
+    """Do some work, but not for a client that has left.
 
     Raises:
-        RequestError: If too many requests wait; status 503.
+        ClientDisconnect: If it leaves.
     """
 
-    def __init__(self, http: Request, request: GenerationRequest, owner: str) -> None:
-        self._http = http
-        self._engine: Engine = http.app.state.engine
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def deliver(event: Event) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-        self._job = self._engine.submit(request, owner, deliver)
-
-    async def all(self) -> list[Event]:
-        """All events of the answer.
-
-        Raises:
-            RequestError: If the request fails.
-        """
-        events: list[Event] = []
-        with self._watched():
-            try:
-                while not events or not isinstance(events[-1], Done):
-                    events.append(await self.next())
-            finally:
-                self.cancel()
-        return events
-
-    async def first(self) -> Event:
-        """The first event; an error that comes before any text has a status of its own.
-
-        Raises:
-            RequestError: If the request fails.
-        """
-        with self._watched():
-            try:
-                return await self.next()
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-
-    async def next(self) -> Event:
-        """The next event.
-
-        Raises:
-            RequestError: If the request fails.
-        """
-        event = await self._events.get()
-        if isinstance(event, RequestError):
-            raise event
-        if isinstance(event, Done):
-            self._http.app.state.answered += 1
-        return event
-
-    def cancel(self) -> None:
-        """Stop the generation; nothing happens if it has ended."""
-        self._engine.cancel(self._job)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Stop the generation if the client leaves in this block."""
-        watching = asyncio.create_task(self._cancel_when_left())
-        try:
-            yield
-        finally:
-            watching.cancel()
-
-    async def _cancel_when_left(self) -> None:
-        while (await self._http.receive())["type"] != "http.disconnect":
+    async def watch() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
             pass
-        self.cancel()
+
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(watch())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        working.cancel()
+        watching.cancel()
 
 
-class EventStream(StreamingResponse):
-    """An answer as server-sent events.
-
-    Args:
-        waiting: Gives the events.
-        replies: Makes chunks of them.
-        first: The first event.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, waiting: Waiting, replies: Replies, first: Event) -> None:
-        super().__init__(self._chunks(waiting, replies, first), headers={"Cache-Control": "no-store"})
-        self._waiting = waiting
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; if the client leaves, the generation stops."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._waiting.cancel()
-
-    async def _chunks(self, waiting: Waiting, replies: Replies, event: Event) -> AsyncIterator[bytes]:
-        for body in replies.opening():
-            yield _server_sent(body)
-        try:
-            while isinstance(event, Piece | ChoiceEnd):
-                yield _server_sent(replies.chunk(event))
-                event = await waiting.next()
-        except RequestError as error:
-            yield _server_sent(error_body(error))
-            return
-        assert isinstance(event, Done)
-        for body in replies.closing(event):
-            yield _server_sent(body)
-        yield b"data: [DONE]\n\n"
+async def _chunks(reply: Reply, event: Delta | Usage, events: AsyncIterator[Delta | Usage]) -> AsyncIterator[bytes]:
+    """Server-sent events of an answer, from its first event on."""
+    for body in reply.opening():
+        yield _server_sent(body)
+    try:
+        while isinstance(event, Delta):
+            yield _server_sent(reply.chunk(event))
+            event = await anext(events)
+    except RequestError as error:
+        yield _server_sent(error.body())
+        return
+    for body in reply.closing(event):
+        yield _server_sent(body)
+    yield b"data: [DONE]\n\n"
 
 
 def _server_sent(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, allow_nan=False).encode("ascii") + b"\n\n"
+    return b"data: " + json.dumps(body, allow_nan=False).encode() + b"\n\n"
 
 
-def _model(http: Request) -> dict[str, Any]:
-    return {"id": http.app.state.name, "object": "model", "created": 0, "owned_by": "hmt"}
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "hmt"}
 
 
-def _check_model(http: Request, name: str) -> None:
-    own = http.app.state.name
-    if name != own:
-        message = f"there is no model {name!r}; this server has {own!r}"
+def _check_model(service: Service, name: str) -> None:
+    if name != service.name:
+        message = f"there is no model {name!r}; this server has {service.name!r}"
         raise RequestError(message, status=404, param="model", code="model_not_found")
 
 
@@ -308,25 +331,16 @@ def _host_name(host: str) -> str:
 
 
 async def _refuse(http: Request, error: Exception) -> Response:
-    """An error of a request."""
-    assert isinstance(error, RequestError)
-    headers = {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 503:
-        headers["Retry-After"] = str(RETRY_SECONDS)
-    return AsciiJSONResponse(error_body(error), error.status, headers)
-
-
-async def _refuse_http(http: Request, error: Exception) -> Response:
-    """No such path or method. OPTIONS lists the methods, and allows no web page anything."""
+    """Answer an error of a request, or one for a path or method that does not exist."""
     assert isinstance(error, HTTPException)
-    if http.method == "OPTIONS" and error.status_code == 405:
+    if http.method == "OPTIONS" and error.status_code == 405:  # lists the methods, and allows no web page anything
         return Response(status_code=204, headers=error.headers)
-    body = error_body(RequestError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code))
-    return AsciiJSONResponse(body, error.status_code, error.headers)
+    if not isinstance(error, RequestError):
+        told = RequestError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code)
+        return JSONResponse(told.body(), error.status_code, error.headers)
+    return JSONResponse(error.body(), error.status_code, error.headers)
 
 
 async def _fail(http: Request, error: Exception) -> Response:
-    """A fault of the server, which is logged."""
-    return AsciiJSONResponse(error_body(RequestError("the server failed; its log says why", status=500)), 500)
+    """Answer a fault of the server, which is logged."""
+    return JSONResponse(RequestError("the server failed; its log says why", status=500).body(), 500)

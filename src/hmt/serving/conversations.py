@@ -1,20 +1,71 @@
-"""Memories of conversations, so that a turn reads only what is new."""
+"""Conversations: their turns at the model, and their memories, so that a turn reads only what is new."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import asyncio
+from collections.abc import AsyncIterator, Hashable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from hmt.memory.state import MemoryState
+from hmt.serving.schema import RequestError
 
 KEPT_MEMORIES = 32
 """Memories kept; the ones that were used least recently are dropped."""
 
 
-class Conversations:
+class Turns:
+    """One request at a time has the model. Conversations take turns; each one's requests keep their order.
+
+    Args:
+        size: Requests that may wait; further ones are refused.
+
+    Attributes:
+        closed: Set to refuse all requests that have not had their turn.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.closed = False
+        self._size = size
+        self._waiting = 0
+        self._model = asyncio.Lock()
+        self._conversations: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def take(self, conversation: Hashable) -> AsyncIterator[None]:
+        """Have the model in this block.
+
+        Raises:
+            RequestError: If too many wait, or the server stops; status 503.
+        """
+        if self._waiting >= self._size:
+            raise RequestError("the server is busy: too many requests are waiting", status=503)
+        # Locks serve whoever came first. One request of each conversation at a time stands in line for the model.
+        own = self._conversations.setdefault(conversation, asyncio.Lock())
+        async with AsyncExitStack() as held:
+            self._waiting += 1
+            try:
+                await held.enter_async_context(own)
+                await held.enter_async_context(self._model)
+            finally:
+                self._waiting -= 1
+            if self.closed:
+                raise RequestError("the server is shutting down", status=503)
+            yield
+
+
+@dataclass(frozen=True)
+class _Kept:
+    conversation: Hashable
+    ids: Tensor
+    memory: MemoryState
+
+
+class Memories:
     """Memories at the end of answers. A request that goes on from an answer continues its memory.
 
     Clients of the OpenAI API send the whole conversation each time and no name for it. Nothing is kept of prompts
@@ -22,34 +73,31 @@ class Conversations:
     `cached_tokens` tells a client of a prompt that somebody else has sent.
 
     Args:
-        beginning: The memory before the first token of every conversation.
+        beginning: Memory before the first token of every conversation.
     """
 
     def __init__(self, beginning: MemoryState) -> None:
-        self.beginning = beginning
-        self._kept: OrderedDict[tuple[str, str, bytes], tuple[Tensor, MemoryState]] = OrderedDict()
+        self._beginning = beginning
+        self._kept: list[_Kept] = []  # the one used last comes last
 
-    def keep(self, owner: str, name: str, ids: Tensor, memory: MemoryState) -> None:
-        """Keep the memory of a text, (tokens,) int64, that ends within an answer.
+    def keep(self, conversation: Hashable, ids: Tensor, memory: MemoryState) -> None:
+        """Keep the memory of a text that ends within an answer.
 
         Args:
-            owner: Whose conversation it is.
-            name: The client's name for it, or "".
-            ids: Tokens that the memory has read after the beginning.
+            conversation: Owner and, where the client gives one, name of the conversation.
+            ids: Tokens that the memory has read after the beginning, (tokens,) int64.
             memory: The memory.
         """
-        key = (owner, name, hashlib.sha256(ids.numpy().tobytes()).digest())
-        self._kept[key] = ids, memory
-        self._kept.move_to_end(key)
-        while len(self._kept) > KEPT_MEMORIES:
-            self._kept.popitem(last=False)
+        self._kept.append(_Kept(conversation, ids, memory))
+        del self._kept[:-KEPT_MEMORIES]
 
-    def longest_prefix(self, owner: str, name: str, ids: Tensor) -> tuple[int, MemoryState]:
-        """The memory of the longest kept prefix of a text, its last token excluded, and that prefix's length."""
-        best, key_of_best = (0, self.beginning), None
-        for key, (read, memory) in self._kept.items():
-            if key[:2] == (owner, name) and best[0] < len(read) < len(ids) and torch.equal(ids[: len(read)], read):
-                best, key_of_best = (len(read), memory), key
-        if key_of_best is not None:
-            self._kept.move_to_end(key_of_best)
-        return best
+    def longest_prefix(self, conversation: Hashable, ids: Tensor) -> tuple[int, MemoryState]:
+        """Length and memory of the longest kept prefix of a text, its last token excluded."""
+        longest = _Kept(conversation, ids[:0], self._beginning)
+        for kept in self._kept:
+            size = len(kept.ids)
+            if kept.conversation == conversation and len(longest.ids) < size < len(ids):
+                longest = kept if torch.equal(ids[:size], kept.ids) else longest
+        if len(longest.ids):
+            self._kept = [*(kept for kept in self._kept if kept is not longest), longest]
+        return len(longest.ids), longest.memory

@@ -1,97 +1,84 @@
-"""Generates answers, one request after another, on a thread of its own."""
+"""Generation for one request after another."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers.generation import BaseStreamer
 
 from hmt.memory.state import MemoryState
+from hmt.model.decoding import CancelCriteria
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
-from hmt.serving.answer import (
-    AnswerStream,
-    Budget,
-    FiniteScores,
-    LogprobRecorder,
-    StopWhen,
-    TextOfTokens,
-    check_finite,
-    recalled_passages,
-    seeded,
-)
-from hmt.serving.conversations import Conversations
-from hmt.serving.jobs import (
-    ChoiceEnd,
-    Done,
-    Event,
-    FairQueue,
-    GenerationRequest,
-    Job,
-    Limits,
-    Piece,
-    RequestError,
-    TokenLogprob,
-)
+from hmt.report.recollection import recalled_passages
+from hmt.serving.conversations import Memories
+from hmt.serving.schema import ChatRequest, Delta, GenerationRequest, RequestError, Usage
 from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
 from hmt.text.special_tokens import TextEncoder, beginning_token_ids, end_token_ids
-from hmt.text.streaming import StopStrings
-
-logger = logging.getLogger(__name__)
+from hmt.text.streaming import UNFINISHED, Detokenizer, StopStrings
 
 READ_AT_ONCE = 1024
 """Tokens of a prompt read before it is seen whether anyone still waits. The last of them go to `generate` itself."""
 
-SCORED_AT_ONCE = 256
-"""Tokens of a prompt whose logits are held at one time."""
-
-MAX_SCORED_TOKENS = 16_384
-"""Longest prompt whose log-probabilities are returned: each of its tokens takes a line of the answer."""
-
-DEFAULT_NEW_TOKENS = 512
-"""New tokens of a choice where neither the request nor the server says how many."""
+LOWEST_LOGPROB = -9999.0
+"""Stands for the logarithm of 0, which JSON does not have; the OpenAI API uses the same number."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt that is ready to be continued.
+class Limits:
+    """Limits of one request."""
+
+    body_bytes: int = 1 << 20
+    body_seconds: float = 30.0  # for a client to send it
+    tokens: int = 4096  # of each choice; requests for more get this many
+    seconds: float = 300.0  # of its turn, for reading the prompts and generating all choices
+    waiting: int = 64  # further requests are refused
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has its turn.
 
     Attributes:
-        ids: Token ids (tokens,) int64.
-        read: Tokens that the memory has read; `generate` reads the others.
-        memory: The memory of them.
-        cached: Tokens of them that had been read for an earlier request.
-        text: The prompt as text, where it is to be returned.
-        logprobs: Log-probabilities of all tokens, where they are to be returned.
+        request: The request.
+        owner: The client's key; what was read is never shared between owners.
+        deliver: Receives each delta, on the engine's thread.
+        is_over: True once nobody waits any more or the time is over.
     """
 
-    ids: Tensor
-    read: int
-    memory: MemoryState
-    cached: int
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
+    request: GenerationRequest
+    owner: str
+    deliver: Callable[[Delta], None]
+    is_over: Callable[[], bool]
+
+    @property
+    def conversation(self) -> tuple[str, str]:
+        """The conversation whose memory may be continued."""
+        return self.owner, self.request.prompt_cache_key
 
 
 class Engine:
-    """One model that answers requests in turn.
-
-    All work with the model and its tokenizer is done on one thread, which starts here and ends with `close`.
+    """One model that answers requests in turn. All calls of `answer` come from one thread.
 
     Args:
         model: Generates.
         tokenizer: The model's; without a chat template only prompts are served.
-        memory: What every conversation begins with; each has a copy of its own.
+        memory: Memory that every conversation begins with; each has a copy of its own.
         sampling: Arguments of `generate` that hold where a request says nothing.
-        limits: What one request may take.
+        limits: Limits of one request.
         allow_control_tokens: Let control tokens that users type act.
+        seed: Random seed of the requests that give none.
+
+    Attributes:
+        closing: Set to end the answer under way after the token at hand.
 
     Raises:
         ValueError: If the memory is another model's.
@@ -105,187 +92,208 @@ class Engine:
         sampling: dict[str, Any] | None = None,
         limits: Limits | None = None,
         allow_control_tokens: bool = False,
+        seed: int = 0,
     ) -> None:
         self.limits = limits or Limits()
+        self.closing = False
         self._model = model
         self._tokenizer = tokenizer
-        self._sampling = {"max_new_tokens": DEFAULT_NEW_TOKENS} | (sampling or {})
+        self._sampling = sampling or {}
         self._allow_control_tokens = allow_control_tokens
+        self._seeds = random.Random(seed)
         self._end_tokens = end_token_ids(tokenizer, model.generation_config)
         self._beginning_tokens = beginning_token_ids(tokenizer) if memory is None else []
         self._encoder = TextEncoder(tokenizer, allow_control_tokens)
-        self._conversations = Conversations(model.start_state(memory, batch_size=1))
-        self._queue = FairQueue(self.limits.waiting)
-        self._current: Job | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="hmt-engine", daemon=True)
-        self._thread.start()
+        self._memories = Memories(model.start_state(memory, batch_size=1))
 
-    def submit(self, request: GenerationRequest, owner: str, deliver: Callable[[Event], None]) -> Job:
-        """Queue a request.
+    @torch.no_grad()
+    def answer(
+        self,
+        request: GenerationRequest,
+        owner: str,
+        deliver: Callable[[Delta], None],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Usage:
+        """Generate all choices of a request.
 
         Args:
-            request: What is wanted.
-            owner: Whose it is.
-            deliver: Called with each event, from the engine's thread; `Done` or a `RequestError` comes last.
+            request: The request.
+            owner: The client's key.
+            deliver: Receives each delta as soon as it is there.
+            cancelled: True once nobody waits for the answer; it then ends after the token at hand.
 
         Raises:
-            RequestError: If too many wait; status 503.
+            RequestError: If the request cannot be served (400), or its prompt not be read in time (503).
+            FloatingPointError: If the model's logits are not finite.
         """
-        job = Job(request, owner, deliver)
-        self._queue.put(job)
-        return job
-
-    def cancel(self, job: Job) -> None:
-        """Stop a request that nobody waits for any more."""
-        job.cancel()
-        if self._queue.remove(job):
-            job.deliver(RequestError("the request was cancelled", status=503))
-
-    def close(self) -> None:
-        """Refuse what waits, stop what is under way, and wait until it has stopped."""
-        self._closing = True
-        for job in self._queue.close():
-            job.deliver(RequestError("the server is shutting down", status=503))
-        if (current := self._current) is not None:
-            current.cancel()
-        self._thread.join()
-
-    def _work(self) -> None:
-        """Answer jobs until the queue is closed. Whatever happens, whoever waits hears of it."""
-        while (job := self._queue.get()) is not None:
-            self._current = job
-            if self._closing:
-                job.cancel()
-            try:
-                last: Done | RequestError = self._answer(job)
-            except RequestError as error:
-                last = error
-            except FloatingPointError as error:
-                logger.error("a request failed: %s", first_line(error))
-                last = RequestError("the model's logits are not finite", status=500)
-            except ValueError as error:
-                last = RequestError(first_line(error))
-            except Exception:
-                logger.exception("a request failed")
-                last = RequestError("the model failed; the server's log says why", status=500)
-            self._current = None
-            job.deliver(last)
-
-    def _answer(self, job: Job) -> Done:
-        """Generate all choices of a request."""
-        request = job.request
-        budget = Budget(job, self.limits.seconds)
-        settings = self._settings(request)
-        encoded = self._encode(request)
-        choice = cached_tokens = new_tokens = 0
-        with torch.no_grad(), seeded(request.seed, self._model.device):
-            for ids, text in encoded:
-                # Prompts and choices that the time does not reach are empty.
-                prompt = self._read(ids, text, job, budget) if choice == 0 or not budget.spent else None
-                for _ in range(request.choices):
-                    if prompt is not None and request.echo:
-                        job.deliver(Piece(choice, text, prompt.logprobs))
-                    if prompt is None or budget.spent or not settings["max_new_tokens"]:
-                        job.deliver(ChoiceEnd(choice, "length"))
-                    else:
-                        new_tokens += self._generate(choice, prompt, job, settings, budget)
-                    choice += 1
-                cached_tokens += 0 if prompt is None else prompt.cached
-        return Done(sum(len(ids) for ids, _ in encoded), cached_tokens, new_tokens)
+        end = time.monotonic() + self.limits.seconds
+        job = Job(request, owner, deliver, lambda: cancelled() or self.closing or time.monotonic() > end)
+        try:
+            settings = self._settings(request)
+            prompts = self._encode(request)
+        except ValueError as error:  # of the client's text, tokens or messages
+            raise RequestError(first_line(error)) from error
+        torch.manual_seed(self._seeds.getrandbits(63) if request.seed is None else request.seed)
+        cached_tokens = new_tokens = 0
+        for number, ids in enumerate(prompts):
+            cached, memory = self._memories.longest_prefix(job.conversation, ids)
+            cached_tokens += cached
+            for choice in range(number * request.n, (number + 1) * request.n):
+                if job.is_over() or not settings["max_new_tokens"]:
+                    deliver(Delta(choice, finish_reason="length"))
+                    continue
+                cached, memory = self._read(job, ids, cached, memory)
+                new_tokens += self._generate(job, choice, ids, cached, memory, settings)
+        return Usage(sum(map(len, prompts)), cached_tokens, new_tokens)
 
     def _settings(self, request: GenerationRequest) -> dict[str, Any]:
         """Arguments of `generate`."""
-        settings = self._sampling | request.settings
-        if request.max_tokens is not None:
-            settings["max_new_tokens"] = request.max_tokens
+        settings = {"max_new_tokens": self.limits.tokens} | self._sampling | request.settings()
         settings["max_new_tokens"] = min(settings["max_new_tokens"], self.limits.tokens)
         if settings.get("do_sample"):
             settings.setdefault("top_k", 0)  # transformers samples from 50 tokens unless told otherwise
-        biased = [token for (token,) in settings.get("sequence_bias", ())]
-        if biased:
-            check_vocabulary(biased, len(self._model.embedding_table))
+        check_vocabulary((token for (token,) in settings.get("sequence_bias", ())), len(self._model.embedding_table))
         return settings | {"num_return_sequences": 1}
 
-    def _encode(self, request: GenerationRequest) -> list[tuple[Tensor, str]]:
-        """Token ids (tokens,) of each prompt, and its text."""
-        if request.messages is not None:
+    def _encode(self, request: GenerationRequest) -> list[Tensor]:
+        """Token ids (tokens,) of each prompt."""
+        if isinstance(request, ChatRequest):
             template = ChatTemplate(self._tokenizer, self._allow_control_tokens)
-            encoded = [(template.opening(request.messages), "")]
+            prompts = [template.opening([message.for_template() for message in request.messages])]
         else:
-            encoded = [self._encode_prompt(prompt, request.echo) for prompt in request.prompts]
-        for ids, _ in encoded:
+            prompts = [one if isinstance(one, list) else self._encode_text(one) for one in request.prompt]
+        for ids in prompts:
             if not ids:
                 raise RequestError("the prompt has no tokens", param="prompt")
             check_vocabulary(ids, len(self._model.embedding_table))
-        return [(torch.tensor(ids), text) for ids, text in encoded]
+        return [torch.tensor(ids) for ids in prompts]
 
-    def _encode_prompt(self, prompt: str | list[int], echo: bool) -> tuple[list[int], str]:
-        if isinstance(prompt, str):
-            check_text("the prompt", prompt)
-            return [*self._beginning_tokens, *self._encoder.encode(prompt)], prompt
-        return prompt, str(self._tokenizer.decode(prompt, skip_special_tokens=True)) if echo else ""
+    def _encode_text(self, text: str) -> list[int]:
+        check_text("the prompt", text)
+        return [*self._beginning_tokens, *self._encoder.encode(text)]
 
-    def _read(self, ids: Tensor, text: str, job: Job, budget: Budget) -> Prompt:
-        """Read a prompt but for its end, which `generate` reads."""
-        request = job.request
-        if request.echo and request.top_logprobs is not None:
-            return self._score(ids, text, request.top_logprobs, budget)
-        cached, memory = self._conversations.longest_prefix(job.owner, request.conversation, ids)
-        read = cached
+    def _read(self, job: Job, ids: Tensor, read: int, memory: MemoryState) -> tuple[int, MemoryState]:
+        """Read a prompt from some place on, but for its end, which `generate` reads: the new place and its memory."""
         while len(ids) - read > READ_AT_ONCE:
-            budget.check(read, len(ids))
+            if job.is_over():
+                message = f"{read} of {len(ids)} prompt tokens were read in {self.limits.seconds:g} seconds"
+                raise RequestError(message, status=503)
             memory = self._model.remember(self._on_device(ids[read : read + READ_AT_ONCE]), memory)
             read += READ_AT_ONCE
-        return Prompt(ids, read, memory, cached, text)
+        return read, memory
 
-    def _score(self, ids: Tensor, text: str, top: int, budget: Budget) -> Prompt:
-        """Read a prompt, and compute the log-probabilities of its tokens."""
-        if len(ids) > MAX_SCORED_TOKENS:
-            message = f"a prompt with logprobs may have {MAX_SCORED_TOKENS} tokens, got {len(ids)}"
-            raise RequestError(message, param="echo")
-        memory = self._conversations.beginning
-        tokens = TextOfTokens(self._tokenizer, context=[], offset=0)
-        logprobs = [tokens.describe(int(ids[0]), None, top)]
-        tokens.add(int(ids[0]))
-        for start in range(0, len(ids) - 1, SCORED_AT_ONCE):
-            budget.check(start, len(ids))
-            part = ids[start : min(start + SCORED_AT_ONCE, len(ids) - 1)]
-            out = self._model(self._on_device(part), memory=memory)
-            check_finite(out.logits)
-            memory = out.memory
-            rows = out.logits[0].float().log_softmax(dim=-1).cpu()
-            for row, token in zip(rows, ids[start + 1 : start + 1 + len(part)].tolist(), strict=True):
-                logprobs.append(tokens.describe(token, row, top))
-                tokens.add(token)
-        return Prompt(ids, len(ids) - 1, memory, 0, text, tuple(logprobs))
-
-    def _generate(self, choice: int, prompt: Prompt, job: Job, settings: dict[str, Any], budget: Budget) -> int:
-        """Generate one choice: the number of new tokens."""
-        request, ids = job.request, prompt.ids
+    def _generate(
+        self, job: Job, choice: int, ids: Tensor, read: int, memory: MemoryState, settings: dict[str, Any]
+    ) -> int:
+        """Generate a choice after a prompt that was read to some place: the number of new tokens."""
         # An answer begins a text; a continuation goes on in one.
-        context = [] if request.messages is not None else ids.tolist()
-        text = TextOfTokens(self._tokenizer, context, offset=len(prompt.text) if request.echo else 0)
-        recorder = None if request.top_logprobs is None else LogprobRecorder(request.top_logprobs)
-        stream = AnswerStream(choice, text, StopStrings(request.stop), self._end_tokens, job.deliver, recorder)
-        rest = self._on_device(ids[prompt.read :])
+        context = [] if isinstance(job.request, ChatRequest) else ids.tolist()
+        stream = ChoiceStream(job, choice, self._tokenizer, context, self._end_tokens)
+        rest = self._on_device(ids[read:])
         out: Any = self._model.generate(
             rest,
-            memory=prompt.memory,
-            earlier_ids=self._on_device(ids[: prompt.read]),
+            memory=memory,
+            attention_mask=torch.ones_like(rest),  # padding tokens that a client sends are tokens
+            earlier_ids=self._on_device(ids[:read]),
             streamer=stream,
-            logits_processor=LogitsProcessorList([FiniteScores(), *([recorder] if recorder else [])]),
-            stopping_criteria=StoppingCriteriaList([StopWhen(lambda: stream.ended or budget.spent)]),
+            logits_processor=LogitsProcessorList([] if job.request.alternatives is None else [stream]),
+            stopping_criteria=StoppingCriteriaList([stream.criteria]),
             output_recall=True,
             return_dict_in_generate=True,
             **settings,
         )
         new = out.sequences[0, rest.shape[1] :].cpu()
-        self._conversations.keep(job.owner, request.conversation, torch.cat([ids, new[:-1]]), out.memory)
-        recalled = recalled_passages(out, self._tokenizer)
-        job.deliver(ChoiceEnd(choice, "stop" if stream.ended else "length", recalled))
+        if len(new) > 1:  # the last token was not read, and nothing is kept of a prompt alone
+            self._memories.keep(job.conversation, torch.cat([ids, new[:-1]]), out.memory)
+        recalled = tuple(asdict(passage) for passage in recalled_passages(out.recall, self._tokenizer))
+        job.deliver(Delta(choice, finish_reason="stop" if stream.ended else "length", recalled=recalled))
         return len(new)
 
     def _on_device(self, ids: Tensor) -> Tensor:
         """Token ids (tokens,) as a batch of one row."""
         return ids[None].to(self._model.device)
+
+
+class ChoiceStream(BaseStreamer, LogitsProcessor):
+    """Delivers the text of a choice as it is generated, up to a stop string.
+
+    As a logits processor it stands after biases and penalties and before temperature.
+
+    Args:
+        job: The request.
+        choice: Number of the choice.
+        tokenizer: Decodes.
+        context: Token ids before the text.
+        end_tokens: Tokens that end the text; they have no log-probability in the answer.
+
+    Attributes:
+        criteria: Ends the generation with the text, or with the time of the request.
+        ended: True once the model or a stop string has ended the text.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        choice: int,
+        tokenizer: PreTrainedTokenizerBase,
+        context: list[int],
+        end_tokens: Collection[int],
+    ) -> None:
+        self.criteria = CancelCriteria()
+        self.ended = False
+        self._job = job
+        self._choice = choice
+        self._tokenizer = tokenizer
+        self._text = Detokenizer(tokenizer, context)
+        self._stops = StopStrings(job.request.stop)
+        self._end_tokens = end_tokens
+        self._scores: Tensor | None = None
+        self._logprobs: list[dict[str, Any]] = []
+        self._prompt_seen = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Note the scores (1, V) of the next token, and leave them as they are."""
+        self._scores = scores[0]
+        return scores
+
+    def put(self, value: Tensor) -> None:
+        """Skip the prompt, which comes first; deliver what each token (1,) completes."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        token = int(value)
+        is_end = token in self._end_tokens
+        if self._scores is not None and not is_end:
+            self._logprobs.append(self._describe(token, self._scores))
+        self._deliver(self._stops.add(self._text.add(token)))
+        self.ended = is_end or self._stops.found
+        self.criteria.cancelled = self.ended or self._job.is_over()
+
+    def end(self) -> None:
+        """Deliver what was held back."""
+        held = self._stops.add(self._text.finish()) + self._stops.finish()
+        self.ended = self.ended or self._stops.found
+        self._deliver(held, last=True)
+
+    def _deliver(self, text: str, last: bool = False) -> None:
+        if text or (last and self._logprobs and not self._stops.found):
+            self._job.deliver(Delta(self._choice, text, tuple(self._logprobs)))
+            self._logprobs.clear()
+
+    def _describe(self, token: int, scores: Tensor) -> dict[str, Any]:
+        """Log-probabilities at the place of a token that is yet to be added to the text."""
+        logprobs = scores.float().log_softmax(dim=-1).clamp(min=LOWEST_LOGPROB).cpu()
+        likeliest = logprobs.topk(min(self._job.request.alternatives or 0, len(logprobs))).indices.tolist()
+
+        def likelihood(candidate: int) -> dict[str, Any]:
+            text = self._name(candidate)
+            whole = None if UNFINISHED in text else list(text.encode())
+            return {"token": text, "logprob": float(logprobs[candidate]), "bytes": whole}
+
+        return likelihood(token) | {"top_logprobs": [likelihood(candidate) for candidate in likeliest]}
+
+    def _name(self, token: int) -> str:
+        """Text of a token; special tokens, which have none, by name."""
+        if token in self._tokenizer.all_special_ids:
+            return str(self._tokenizer.convert_ids_to_tokens(token))
+        return self._text.peek(token)

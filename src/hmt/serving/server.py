@@ -6,7 +6,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -38,7 +38,7 @@ class DeadlineProtocol(H11Protocol):
         self._wait_for_request()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, and for what is left of the last one's body."""
+        """Wait for the next request, and for the rest of the last one's body."""
         super().on_response_complete()
         self._wait_for_request()
 
@@ -58,43 +58,35 @@ class DeadlineProtocol(H11Protocol):
             self.timeout_keep_alive_handler()
 
 
-class GracefulServer(uvicorn.Server):
-    """Stops the engine, not the connections, when answers take too long to finish: every client hears the end.
+class Server(uvicorn.Server):
+    """Stops the service, not the connections, when answers take too long to finish: every client hears the end.
 
     Args:
-        config: Of uvicorn.
-        stop_answers: Ends all answers, and may block meanwhile.
+        config: Configuration of uvicorn.
+        stop_answers: Ends all answers.
     """
 
     def __init__(self, config: uvicorn.Config, stop_answers: Callable[[], None]) -> None:
         super().__init__(config)
         self._stop_answers = stop_answers
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; the second signal ends all answers. Unlike uvicorn's own, it raises no signal again at the end."""
+        if self.should_exit:
+            self._stop_answers()
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing new, and wait for the answers that are under way."""
-        loop = asyncio.get_running_loop()
-        stopping = loop.call_later(GRACE_SECONDS, lambda: loop.run_in_executor(None, self._stop_answers))
+        stopping = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._stop_answers)
         try:
             await super().shutdown(sockets)
         finally:
             stopping.cancel()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        OSError: If the address cannot be listened on; names it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-
-
-def make_server(app: FastAPI, max_connections: int = 256) -> uvicorn.Server:
-    """A server for an application; `run(sockets=[listen(host, port)])` runs it until it is told to stop.
+def make_server(app: FastAPI, max_connections: int = 256) -> Server:
+    """Make a server for an application; `run(sockets=[...])` runs it on listening sockets until it is told to stop.
 
     Nothing that a client sends is logged. Requests with ambiguous heads (two lengths, a space before a colon) are
     refused by h11, the strict one of uvicorn's two parsers.
@@ -103,11 +95,12 @@ def make_server(app: FastAPI, max_connections: int = 256) -> uvicorn.Server:
         app: The application, made by `create_app`.
         max_connections: Open connections; requests on further ones are refused with status 503.
     """
-    settings: dict[str, Any] = {"http": DeadlineProtocol, "ws": "none", "lifespan": "on"}
-    return GracefulServer(
+    return Server(
         uvicorn.Config(
             app,
-            **settings,
+            http=DeadlineProtocol,
+            ws="none",
+            lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -118,5 +111,5 @@ def make_server(app: FastAPI, max_connections: int = 256) -> uvicorn.Server:
             timeout_graceful_shutdown=math.ceil(GRACE_SECONDS) + SEND_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ),
-        stop_answers=app.state.engine.close,
+        stop_answers=app.state.service.stop,
     )

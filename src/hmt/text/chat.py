@@ -1,7 +1,7 @@
 """Conversations as text: a tokenizer's chat template, a turn at a time.
 
-A template renders a whole conversation. A memory has read the earlier turns already, so what is needed of it is only
-what follows them: the end of the last answer, and the next message.
+A template renders a whole conversation. A memory has read the earlier turns already and needs only the end of the last
+answer and the next message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
-"""A message as templates take it: "role" (system, user, assistant) and "content"."""
+"""A message as templates take it: "role" (system, user, assistant), "content", and "name" if it has one."""
 
 MARK = "hmt-answer-stands-here"
 """Stands for an answer in a rendered conversation; no template changes it."""
@@ -34,7 +34,7 @@ class ChatTemplate:
         allow_control_tokens: Let control tokens in messages act.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has no chat template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, allow_control_tokens: bool = False) -> None:
@@ -44,7 +44,7 @@ class ChatTemplate:
         self._encoder = TextEncoder(tokenizer, allow_control_tokens)
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation from its beginning, up to where the answer is to be written.
+        """Encode a conversation from its beginning, up to the place of the answer.
 
         Raises:
             ValueError: If the template does not take these messages; says why.
@@ -52,7 +52,7 @@ class ChatTemplate:
         return self._encode(self._render(messages, add_generation_prompt=True))
 
     def turn(self, message: str) -> list[int]:
-        """The next message of the user, up to where its answer is to be written; the last answer has ended.
+        """Encode the next message of the user, up to the place of its answer; the last answer has ended.
 
         Raises:
             ValueError: If the template is not one that a conversation can be continued with.
@@ -60,7 +60,7 @@ class ChatTemplate:
         return self._encode(self._after_mark([_user(message)]).removeprefix(self._ending))
 
     def ending(self) -> list[int]:
-        """What stands between an answer and the next message; it begins with the token that ends an answer."""
+        """Return the ids between an answer and the next message; the first is the token that ends an answer."""
         return self._encode(self._ending)
 
     @cached_property
@@ -69,7 +69,7 @@ class ChatTemplate:
         return last if earlier.startswith(last) else ""
 
     def _after_mark(self, more: list[Message]) -> str:
-        """What the template makes of messages after an answer, the end of that answer included."""
+        """The text that the template writes after an answer, the end of that answer included."""
         conversation = [_user("first"), {"role": "assistant", "content": MARK}, *more]
         text = self._render(conversation, add_generation_prompt=bool(more))
         if text.count(MARK) != 1:
@@ -79,7 +79,10 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
-        protected = [{**message, "content": self._encoder.protect(message["content"])} for message in messages]
+        protected = [
+            {name: text if name == "role" else self._encoder.protect(text) for name, text in message.items()}
+            for message in messages
+        ]
         try:
             text = self.tokenizer.apply_chat_template(
                 protected, tokenize=False, add_generation_prompt=add_generation_prompt

@@ -32,20 +32,16 @@ class Detokenizer:
     Args:
         tokenizer: Decodes; special tokens are left out.
         context: Token ids before the first one, for decoders that strip a leading space at the start of a text.
-
-    Attributes:
-        characters: Characters returned so far.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> None:
-        self.characters = 0
         self._tokenizer = tokenizer
         self._window = list(context[-WINDOW_TOKENS:])
         self._boundary = len(self._window)
         self._returned = len(self._decode(self._window))
 
     def add(self, token: int) -> str:
-        """Text that is complete with this token; often empty within a character of several tokens."""
+        """Return the text that is complete with this token; often empty within a character of several tokens."""
         self._window.append(token)
         text = self._decode(self._window)
         complete = len(text) - self._unfinished(text)
@@ -61,18 +57,16 @@ class Detokenizer:
             self._boundary = 0
             text = self._decode(self._window)
             self._returned = len(text) - self._unfinished(text)
-        self.characters += len(piece)
         return piece
 
     def finish(self) -> str:
-        """What was held back; an unfinished character is returned as U+FFFD."""
+        """Return the rest; an unfinished character becomes U+FFFD."""
         piece = self._decode(self._window)[self._returned :]
         self._returned += len(piece)
-        self.characters += len(piece)
         return piece
 
     def peek(self, token: int) -> str:
-        """Text of a token that may come next, as it would read there."""
+        """Return the text of a token that may come next, as it would read there."""
         before = self._decode(self._window).rstrip(UNFINISHED)
         return self._decode([*self._window, token])[len(before) :]
 
@@ -105,7 +99,7 @@ class StopStrings:
         self._held = ""
 
     def add(self, text: str) -> str:
-        """Text that is certainly not part of a stop string."""
+        """Return the text that is certainly not part of a stop string."""
         if self.found:
             return ""
         self._held += text
@@ -116,12 +110,12 @@ class StopStrings:
         return piece
 
     def finish(self) -> str:
-        """What was held back, as no more text will come."""
+        """Return the rest, as no more text will come."""
         piece, self._held = self._held, ""
         return piece
 
     def _first_possible_stop(self) -> int:
-        """Where the earliest unfinished stop string begins; the length of the held text if there is none."""
+        """Place of the earliest unfinished stop string; the length of the held text if there is none."""
         longest = max(map(len, self._stops), default=1)
         for place in range(max(len(self._held) - longest + 1, 0), len(self._held)):
             if any(stop.startswith(self._held[place:]) for stop in self._stops):
