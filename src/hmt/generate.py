@@ -16,10 +16,8 @@ from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
 from hmt.options import GenerateOptions
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
-from hmt.text.batches import check_vocabulary, tokenize
+from hmt.text.batches import check_vocabulary, text_ids
 from hmt.text.chat import ChatTemplate
-from hmt.text.documents import Document
-from hmt.text.special_tokens import beginning_token_ids
 from hmt.text.streaming import TerminalStreamer
 
 logger = logging.getLogger(__name__)
@@ -44,10 +42,9 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
         check_vocabulary(ids, len(model.embedding_table))
         input_ids = torch.tensor([ids], device=model.device)
     else:
-        document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
-        # BOS begins a text; a prompt that goes on from a memory begins none.
-        beginning = beginning_token_ids(tokenizer) if options.memory is None else []
-        input_ids = torch.tensor([[*beginning, *document.ids.tolist()]], device=model.device)
+        begins = options.memory is None
+        tokens = text_ids("the prompt", prompt, tokenizer, len(model.embedding_table), begins=begins)
+        input_ids = tokens[None].to(model.device)
     memory = None if options.memory is None else MemoryState.load(options.memory, device=model.device)
     torch.manual_seed(options.seed)
     streamer = TimedStreamer(tokenizer)

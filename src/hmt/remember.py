@@ -25,6 +25,7 @@ from hmt.model.loading import load
 from hmt.options import RememberOptions
 from hmt.report.kept import describe_kept, kept_segments
 from hmt.text.batches import check_vocabulary
+from hmt.text.special_tokens import beginning_token_ids
 from hmt.text.stream import token_parts
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
         saved = time.monotonic()
         try:
             for ids in _tokens(pieces, tokenizer):
+                ids = [*beginning_token_ids(tokenizer), *ids] if state is None else ids
                 check_vocabulary(ids, len(model.embedding_table))
                 state = model.remember(torch.tensor([ids], device=model.device), state)
                 bar.update(len(ids))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hmt.text.chat import ChatTemplate
 from hmt.text.special_tokens import TextEncoder, beginning_token_ids, end_token_ids
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer
+from tests.text.tokenizers import BOS, templated
 
 END = 2
 """Id of </s>."""
@@ -23,13 +23,9 @@ def test_the_end_tokens_are_the_tokenizers_and_the_configs(
 
 
 def test_bos_is_added_where_the_tokenizer_adds_it() -> None:
-    tokenizer = byte_tokenizer()
-    assert beginning_token_ids(tokenizer) == []
+    assert beginning_token_ids(byte_tokenizer()) == []
     for template in ("<s> $A", "<s> $A </s>"):
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
-        assert beginning_token_ids(tokenizer) == [1]
+        assert beginning_token_ids(templated(template)) == [BOS]
 
 
 def test_control_tokens_in_a_text_are_text_unless_allowed(tokenizer: PreTrainedTokenizerFast) -> None:
