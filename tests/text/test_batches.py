@@ -129,7 +129,7 @@ def test_scored_targets_are_those_of_the_loss() -> None:
 
 
 def test_documents_that_are_too_short_to_train_on_are_refused() -> None:
-    with pytest.raises(ValueError, match="50 tokens.* 20"):
+    with pytest.raises(ValueError, match=r"50 tokens.* 20"):
         cut(documents(20, 10), 50)
 
 
@@ -179,5 +179,5 @@ def test_targets_start_at_the_beginning_of_a_segment_at_every_length() -> None:
 
 
 def test_too_short_documents_are_named() -> None:
-    with pytest.raises(ValueError, match="--lengths.* 90"):
+    with pytest.raises(ValueError, match=r"--lengths.* 90"):
         plan_spans(documents(50, 90), 200, 30, 1, None)

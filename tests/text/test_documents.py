@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
 
 def test_a_missing_split_is_named_with_those_that_exist(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("a")
-    with pytest.raises(FileNotFoundError, match="test.* train"):
+    with pytest.raises(FileNotFoundError, match=r"test.* train"):
         texts(tmp_path, "test")
 
 

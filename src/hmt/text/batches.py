@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,17 +35,6 @@ HELD_BYTES = 1 << 23
 """Token ids held in memory before they go to a temporary file."""
 
 Item = TypeVar("Item")
-Made = TypeVar("Made", covariant=True)
-
-
-class Indexable(Protocol[Made]):
-    """A sequence whose items may be made when they are asked for."""
-
-    def __len__(self) -> int:
-        """Number of items."""
-
-    def __getitem__(self, index: int, /) -> Made:
-        """The item at an index."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class Readable(Protocol):
     def ids(self) -> Tensor:
         """All tokens, (tokens,) int64."""
 
-    def samples(self, sample_tokens: int) -> Indexable[Sample]:
+    def samples(self, sample_tokens: int) -> Sequence[Sample]:
         """Samples of at most so many tokens."""
 
 
@@ -108,13 +97,13 @@ class TokenDocument:
     ids: Tensor
     origins: Tensor | None = None
 
-    def samples(self, sample_tokens: int) -> Indexable[Sample]:
+    def samples(self, sample_tokens: int) -> Sequence[Sample]:
         """The document cut up; every token is scored, and a rest of at least half a sample is a sample too."""
         return _Parts(self, sample_tokens)
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Parts(Sequence[Sample]):
     """A document cut into samples, each made when it is asked for: a long text has very many."""
 
     document: TokenDocument
@@ -125,7 +114,7 @@ class _Parts:
         least = max(self.sample_tokens // 2, 2)
         return (full if self.sample_tokens >= least else 0) + (rest >= least)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         start = range(len(self))[index] * self.sample_tokens
         part, origins = slice(start, start + self.sample_tokens), self.document.origins
         ids = self.document.ids[part]
@@ -266,24 +255,24 @@ class Batch:
         return [Batch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
-def cut(texts: Sequence[Readable], sample_tokens: int) -> Indexable[Sample]:
+def cut(texts: Sequence[Readable], sample_tokens: int) -> Sequence[Sample]:
     """Samples of at most `sample_tokens` tokens of all texts; none crosses texts.
 
     Raises:
         ValueError: If no text is long enough for one sample.
     """
-    parts: list[Any] = [text.samples(sample_tokens) for text in texts]
-    samples: Any = ConcatDataset(parts)
+    parts = cast(list[Any], [text.samples(sample_tokens) for text in texts])
+    samples = cast(Sequence[Sample], ConcatDataset(parts))
     if not len(samples):
         longest = max(len(text.ids) for text in texts)
         raise ValueError(
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
             f"{longest}; lower --bptt_depth, --segment_length or --test_length"
         )
-    return samples  # type: ignore[no-any-return]
+    return samples
 
 
-def shuffled(samples: Indexable[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
+def shuffled(samples: Sequence[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
     """Samples without end, in an order drawn anew for every epoch.
 
     Args:
