@@ -62,8 +62,8 @@ def test_long_and_empty_lines_make_a_haystack_of_the_same_length(tmp_path: Path)
             assert misplaced(question) < 0.03
 
 
-@pytest.mark.parametrize(("task", "subset"), SUBSETS)
-def test_what_does_not_fit_is_refused(task: str, subset: str, book: str) -> None:
+@pytest.mark.parametrize(("task", "subset"), [*SUBSETS, ("recite", None)])
+def test_what_does_not_fit_is_refused(task: str, subset: str | None, book: str) -> None:
     with pytest.raises(ValueError, match="context_lengths"):
         ask(task, book, subset=subset, lengths=(16,))
 

@@ -103,18 +103,16 @@ class Haystack:
         name, lines = self._books[start]
         first = rng.randrange(len(lines))
         place = cell.depth * (cell.length - self.size(asked)) - self.sizes(before)  # in text besides the needles
+        needles = [*before, asked, *after]
         shares_before, shares_after = (sorted(rng.random() for _ in part) for part in (before, after))
 
         def plant(room: int) -> Planted:
             middle = min(max(place, 0), room)
             places = [share * middle for share in shares_before]
             places += [middle, *(middle + share * (room - middle) for share in shares_after)]
-            return self._planted(
-                self._filler(start, first, room), list(zip(places, [*before, asked, *after], strict=True))
-            )
+            return self._planted(self._filler(start, first, room), list(zip(places, needles, strict=True)))
 
-        needed = self.sizes([*before, asked, *after])
-        context, ranges = self._fill(cell.length, cell.length - needed, plant)
+        context, ranges = self._fill(cell.length, cell.length - self.sizes(needles), plant)
         return name, context, ranges
 
     def passage(self, length: int, rng: random.Random) -> tuple[str, str]:
@@ -127,18 +125,18 @@ class Haystack:
 
     def _fill(self, length: int, room: int, plant: Callable[[int], Planted]) -> Planted:
         """The longest context of at most `length` that was found, beginning with `room` for text."""
-        best: Planted | None = None
+        best: Planted = ("", [])
         for _ in range(MAX_TRIES):
             if room < 0:
                 break
             made = plant(room)
             missing = length - self._count(made[0])
-            if missing >= 0 and (best is None or len(made[0]) > len(best[0])):
+            if missing >= 0 and len(made[0]) > len(best[0]):
                 best = made
             if 0 <= missing <= SLACK * length:
                 break
             room += missing
-        if best is None:
+        if not best[0]:
             raise ValueError(f"context_lengths must leave room for what is hidden in the text, got {length}")
         return best
 
