@@ -10,6 +10,7 @@ from hmt.text.answers import TokenQuestion, token_range, tokenize_questions
 from hmt.text.batches import IGNORED, Sample, pad
 from hmt.text.questions import Question, ask, joined
 from tests.conftest import VOCAB
+from tests.text.tokenizers import BOS
 
 EOS = 2
 
@@ -40,7 +41,7 @@ def test_a_sample_is_context_prompt_answer_and_end_and_only_the_answer_is_scored
 def test_what_is_shown_does_not_depend_on_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     one, other = (tokens(question(answer=answer), tokenizer) for answer in ("yes", "a long one"))
     assert torch.equal(one.shown, other.shown)
-    assert tokenizer.decode(one.shown) == question().shown
+    assert tokenizer.decode(one.shown) == question().context + question().prompt
 
 
 def test_an_answer_continues_its_prompt_with_one_space() -> None:
@@ -109,3 +110,14 @@ def test_a_range_takes_every_token_that_it_touches() -> None:
     assert token_range((3, 4), offsets) == (1, 2)
     assert token_range((2, 5), offsets) == (0, 3)
     assert token_range((9, 12), offsets) is None
+
+
+def test_bos_begins_the_context_and_moves_what_supports_the_answer(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    context, supporting = joined(["aa", "KEY"], [1])
+    asked = tokens(question(context, "yes", supporting), bos_tokenizer)
+    assert (asked.ids == BOS).nonzero().flatten().tolist() == [0]
+    ((start, end),) = asked.supporting
+    assert bos_tokenizer.decode(asked.context[start:end]) == "KEY"
+    without_context = tokens(question(""), bos_tokenizer)
+    assert without_context.shown[0] == BOS
+    assert without_context.answer[-1] == EOS

@@ -13,10 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt.evaluation.options import EvaluateOptions
+from hmt.training.options import TrainOptions
 from hmt.text.augment import augment, dilate, interleave, read_enough
 from hmt.text.batches import TokenDocument, cut
 from hmt.text.documents import Document
 from hmt.text.tasks import iter_documents
+from hmt.train import _Texts
+from tests.conftest import VOCAB
 
 
 def documents(*lengths: int) -> list[TokenDocument]:
@@ -61,7 +64,7 @@ def test_the_options_say_what_is_done(tokenizer: PreTrainedTokenizerFast) -> Non
     assert mixed.ids.tolist()[:6] == [1000, 1001, 1002, 2000, 2001, 2002]
     dilated = augment(texts, EvaluateOptions(dilate_dataset=True, dilate_len=3, dilate_str="#!"), tokenizer, 300)
     assert tokenizer.decode(dilated[0].ids[3:6]) == "###"
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="interleave_dataset and dilate_dataset"):
         EvaluateOptions(dilate_dataset=True, interleave_dataset=True).check()
 
 
@@ -116,16 +119,17 @@ def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
         next(texts)
 
 
-def test_evaluation_and_training_read_as_far_as_they_need(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+def test_evaluation_and_training_read_as_far_as_they_need(
+    backbone_dir: Path, tmp_path: Path, run_cli: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
     row = json.dumps({"text": "a story that goes on " * 8}) + "\n"
-    for split in ("train", "validation", "test"):
-        rows = row * 3 if split == "train" else json.dumps({"text": "short"}) + "\n" + row * 2 + "not json\n"
-        (tmp_path / f"{split}.jsonl").write_text(rows)
-    model = ("--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 20, "--num_sensory", 4)
-    status, said, complaint = run_cli("evaluate", *model, "--lengths", "80", "--max_documents", 2)
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "short"}) + "\n" + row * 2 + "not json\n")
+    status, _, complaint = run_cli(
+        "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 20, "--num_sensory", 4,
+        "--lengths", "80", "--max_documents", 2,
+    )  # fmt: skip
     assert status == 0, complaint
-    assert "2 document(s)" in said
-    more = ("--eval_step", 1, "--eval_samples", 2, "--test_step", 2, "--save_ckpt", tmp_path / "ckpt")
-    status, said, complaint = run_cli("train", *model, *more, "--training_step", 1, "--bptt_depth", 3)
-    assert status == 0, complaint
-    assert "of 2 samples" in said
+    texts = _Texts(TrainOptions(task_name=str(tmp_path)), tokenizer, VOCAB)
+    assert [len(document.ids) for document in texts.held_out("test", 80, 2)] == [5, 168, 168]
+    with pytest.raises(ValueError, match="line 4"):
+        texts.held_out("test", 80, 3)

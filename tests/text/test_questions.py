@@ -49,7 +49,7 @@ def test_questions_about_one_context_have_one_source(tmp_path: Path) -> None:
 
 def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
     (tmp_path / "questions.test.jsonl").write_text('{"context": "a", "prompt": "b"}')
-    with pytest.raises(ValueError, match="line 1, is no question"):
+    with pytest.raises(ValueError, match=r"questions\.test\.jsonl, line 1"):
         load_questions(str(tmp_path), "test")
 
 
@@ -58,11 +58,11 @@ def test_a_question_with_no_text_as_its_answer_is_named(answers: object, tmp_pat
     rows = [{"context": "a", "prompt": "b", "answers": found} for found in ("x", answers)]
     file = tmp_path / "questions.test.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=f"{re.escape(str(file))}, line 2, .*answers must hold at least one text"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}, line 2"):
         load_questions(str(tmp_path), "test")
 
 
 def test_an_answer_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "questions.test.jsonl").write_text('{"context": "a", "prompt": "b", "answers": [7]}')
-    with pytest.raises(ValueError, match=r"line 1, .*answers must be texts"):
+    with pytest.raises(ValueError, match="line 1"):
         load_questions(str(tmp_path), "test")

@@ -66,43 +66,29 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("make", [byte_level_bpe, prefixed_bpe, unigram], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("at_once", [1, 5])
-def test_parts_have_the_tokens_of_the_whole(make: Any, at_once: int, seed: int, tmp_path: Path) -> None:
+def test_parts_have_the_tokens_of_the_whole(make: Any, tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), sep_token="<sep>", unk_token=None)
     file = tmp_path / "text.txt"
-    file.write_text(awkward_text(seed) + "\r\n" * 5 + awkward_text(seed + 50), newline="")
-    parts = list(token_parts(text_pieces(file), tokenizer, at_once, 300))
-    whole = tokenizer(read_text(file), add_special_tokens=False)["input_ids"]
-    assert [token for part in parts for token in part] == whole
-    assert len(parts) > 5 or make is not byte_level_bpe
+    for seed in range(6):
+        file.write_text(awkward_text(seed) + "\r\n" * 5 + awkward_text(seed + 50), newline="")
+        parts = list(token_parts(text_pieces(file), tokenizer))
+        whole = tokenizer(read_text(file), add_special_tokens=False)["input_ids"]
+        assert [token for part in parts for token in part] == whole
+        assert len(parts) > 5
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("text", ["", "a", "a" * 5000, " " * 5000, "\n" * 5000, "ab " * 2000, ("x" * 700 + " ") * 9])
-def test_runs_without_a_place_to_cut_are_whole_too(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "a" * 5000, " " * 5000, "\n" * 5000, "ab " * 2000, ("x" * 700 + " ") * 9, "日本語の文です🙂" * 600,
+     "".join(random.Random(0).choices("0123456789abcdef", k=9000))],
+    ids=lambda text: repr(text[:3]),
+)  # fmt: skip
+def test_runs_without_a_space_are_cut_too(text: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe())
-    (tmp_path / "text.txt").write_text(text)
-    parts = list(token_parts(text_pieces(tmp_path / "text.txt"), tokenizer))
+    parts = list(token_parts([text], tokenizer))
     assert [token for part in parts for token in part] == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_pieces_are_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_bytes(("é🙂\r\n\r" * 100 + "end\r").encode())
-    assert "".join(text_pieces(file)) == read_text(file)
-
-
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("data", [b"a" * 300 + b"caf\xe9 and more", b"\xc3" + b"a" * 200, "é".encode() * 200 + b"\xc3"])
-def test_a_bad_byte_is_named_as_if_the_file_were_read_at_once(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_bytes(data)
-    with pytest.raises(ValueError, match="is not UTF-8 text") as whole:
-        read_text(tmp_path / "text.txt")
-    with pytest.raises(ValueError, match="is not UTF-8 text") as pieces:
-        list(text_pieces(tmp_path / "text.txt"))
-    assert str(pieces.value) == str(whole.value)
+    assert len(parts) >= len(text) // 900
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -107,19 +107,14 @@ def _encode(prompt: str, options: GenerateOptions, model: HMTForCausalLM, tokeni
     """Encode the prompt as (1, T) token ids on the model's device."""
     import torch
 
-    from hmt.text.batches import check_vocabulary, tokenize
+    from hmt.text.batches import check_vocabulary, text_ids
     from hmt.text.chat import ChatTemplate
-    from hmt.text.documents import Document
-    from hmt.text.special_tokens import beginning_token_ids
 
-    if options.chat:
-        ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
-        check_vocabulary(ids, len(model.embedding_table))
-    else:
-        document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
-        # BOS begins a text; a prompt that continues a memory begins none.
-        beginning = beginning_token_ids(tokenizer) if options.memory is None else []
-        ids = [*beginning, *document.ids.tolist()]
+    if not options.chat:
+        begins = options.memory is None
+        return text_ids("the prompt", prompt, tokenizer, len(model.embedding_table), begins=begins)[None].to(model.device)
+    ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
+    check_vocabulary(ids, len(model.embedding_table))
     return torch.tensor([ids], device=model.device)
 
 

@@ -107,11 +107,13 @@ def _read(
     import torch
 
     from hmt.text.batches import check_vocabulary
+    from hmt.text.special_tokens import beginning_token_ids
 
     saved = time.monotonic()
     with ProgressBar("tokens") as bar:
         try:
             for ids, total in _token_parts(source, tokenizer):
+                ids = [*beginning_token_ids(tokenizer), *ids] if state is None else ids
                 check_vocabulary(ids, len(model.embedding_table))
                 state = model.remember(torch.tensor([ids], device=model.device), state)
                 bar.update(len(ids), total)

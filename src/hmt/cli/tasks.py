@@ -1,4 +1,4 @@
-"""`hmt tasks`: what there is to read, where it comes from, and what one task looks like. No model, no torch."""
+"""`hmt tasks`: the registry of tasks, or one task with its first sample. No model, no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hmt.report.table import format_table
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, Task, load_documents, load_questions, settings_of, where_from
 
-WHERE = {"name": "task", "kind": "kind", "from": "read from", "licence": "licence", "length": "length"}
-WHAT = {"name": "task", "about": "what it is", "source": "source"}
+COLUMNS = {"name": "task", "kind": "kind", "from": "read from", "licence": "licence"}
+DESCRIPTION = {"name": "task", "about": "content", "authors": "authors"}
 
 SHOWN_CHARACTERS = 160
-"""Of a text that is shown in one line."""
+"""Most characters of a text in one line."""
 
 
 @dataclass(kw_only=True)
@@ -37,49 +37,35 @@ def run(options: TasksOptions) -> tuple[dict[str, Any], str]:
     Returns:
         The figures, and the same as text.
     """
-    return show(options) if options.task_name else listing()
-
-
-def listing() -> tuple[dict[str, Any], str]:
-    """All tasks of the registry, as figures and as a table with a line on each below."""
-    rows = [_entry(task) for task in TASKS.values()]
+    if options.task_name:
+        return show(options)
+    rows = [_row(task) for task in TASKS.values()]
     closing = (
-        "Directories, files and hub ids are tasks too. A local copy stands for a task with --hub_map TASK=DIR; what it "
-        "holds, and the subsets and columns, are in --json FILE."
+        "Directories, files and hub ids are tasks too. --hub_map TASK=DIR reads a local copy of a task; --json FILE "
+        "names its files, splits and subsets."
     )
-    return {"tasks": rows}, f"{format_table(rows, WHERE)}\n\n{format_table(rows, WHAT)}\n\n{closing}"
+    return {"tasks": rows}, f"{format_table(rows, COLUMNS)}\n\n{format_table(rows, DESCRIPTION)}\n\n{closing}"
 
 
-def _entry(task: Task) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "about": task.about,
+def _row(task: Task) -> dict[str, Any]:
+    names = ("name", "kind", "about", "authors", "licence", "hub_id", "local")
+    return {name: getattr(task, name) for name in names} | {
         "from": where_from(task),
-        "licence": task.licence,
-        "length": task.length,
-        "source": task.source,
-        "hub_id": task.hub_id,
-        "subsets": [*task.subsets, *task.variants],
         "splits": list(task.splits),
-        "columns": list(task.columns),
-        "local": task.local,
+        "subsets": list(task.variants) if task.subset is None else [task.subset],
     }
 
 
 def show(options: TasksOptions) -> tuple[dict[str, Any], str]:
-    """One split of a task: how much it is, and its first document or question."""
+    """Count one split of a task, and show its first document or question."""
     settings = settings_of(options)
-    questions = load_questions(options.task_name, options.split, limit=options.max_documents, **settings)
     name = f"{options.task_name} {options.split}"
-    if questions:
-        figures = _of_questions(questions)
+    if questions := load_questions(options.task_name, options.split, limit=options.max_documents, **settings):
+        figures = _question_figures(questions)
         lengths = f"{figures['characters']:,} characters of context, {figures['longest_characters']:,} the longest"
         head = f"{name}: {figures['questions']:,} questions about {figures['documents']:,} documents, {lengths}"
-        lines = [
-            f"{part}: {_shortened(figures['first'][part])}" for part in ("context", "prompt", "answer", "supporting")
-        ]
-        return figures, "\n".join([head, *lines])
+        parts = ("context", "prompt", "answer", "supporting")
+        return figures, "\n".join([head, *(f"{part}: {_shortened(figures['first'][part])}" for part in parts)])
     documents = load_documents(options.task_name, options.split, limit=options.max_documents, **settings)
     sizes = [len(document.text) for document in documents]
     first = {"name": documents[0].name, "text": documents[0].text}
@@ -88,7 +74,7 @@ def show(options: TasksOptions) -> tuple[dict[str, Any], str]:
     return figures, f"{head}\n{first['name']}: {_shortened(first['text'])}"
 
 
-def _of_questions(questions: list[Question]) -> dict[str, Any]:
+def _question_figures(questions: list[Question]) -> dict[str, Any]:
     first = questions[0]
     contexts = {question.context for question in questions}
     return {
@@ -96,16 +82,10 @@ def _of_questions(questions: list[Question]) -> dict[str, Any]:
         "documents": len(contexts),
         "characters": sum(map(len, contexts)),
         "longest_characters": max(map(len, contexts)),
-        "first": {
-            "name": first.name,
-            "source": first.source,
-            "context": first.context,
-            "prompt": first.prompt,
+        "first": vars(first)
+        | {
             "answer": first.answers[0],
-            "choices": list(first.choices),
             "supporting": " ... ".join(first.context[start:end] for start, end in first.supporting),
-            "length": first.length,
-            "depth": first.depth,
         },
     }
 

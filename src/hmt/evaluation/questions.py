@@ -23,8 +23,7 @@ from hmt.metrics.intervals import ratio_interval
 from hmt.metrics.resources import Meter
 from hmt.model.answering import answer_nats, write_answer
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.text.batches import tokenize
-from hmt.text.documents import Document
+from hmt.text.batches import text_ids
 from hmt.text.questions import Question
 
 SCORES = ("accuracy", "exact_match", "f1", "rouge_l", "choice_accuracy")
@@ -112,7 +111,7 @@ class _Reader:
     def answer(self, question: Question) -> dict[str, Any]:
         """The answer to a question, what it is worth, and what the accepted answer would have cost."""
         state = self._remember(question)
-        prompt = self._ids(question.name, question.prompt)
+        prompt = self._ids(question.name, question.prompt, begins=not question.context)
         written = write_answer(self.model, state, prompt, self._options.max_new_tokens)
         self.read_tokens += len(prompt) + len(written)
         text = str(self._tokenizer.decode(written, skip_special_tokens=True)).strip()
@@ -161,17 +160,16 @@ class _Reader:
         if not question.context:
             return None
         if question.context != self._context[0]:
-            ids = self._ids(question.name, question.context)
+            ids = self._ids(question.name, question.context, begins=True)
             state = self.model.remember(ids[None].to(self.model.device))
             self.read_tokens += len(ids)
             self._context = (question.context, state, len(ids))
         return self._context[1]
 
-    def _ids(self, name: str, text: str) -> Tensor:
+    def _ids(self, name: str, text: str, begins: bool = False) -> Tensor:
         if not text:
             raise ValueError(f"question {name} has an empty prompt or answer")
-        (document,) = tokenize([Document(name, text)], self._tokenizer, len(self.model.embedding_table))
-        return document.ids
+        return text_ids(name, text, self._tokenizer, len(self.model.embedding_table), begins=begins)
 
 
 def _summary(predictions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Questions as tokens: what a model is shown, and the answer it learns or is to give."""
+"""Questions as tokens: the prompt that a model is shown, and the answer it learns or is to give."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hmt.text.batches import IGNORED, Sample, check_text, check_vocabulary
 from hmt.text.questions import Question, Range
+from hmt.text.special_tokens import beginning_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenQuestion:
-    """A question as token ids, its parts apart: no token of the answer is made together with what is shown.
+    """A question as token ids, tokenized in parts so that no token of the answer depends on the text before it.
 
     Attributes:
         question: The question as text.
-        context: (context tokens,) int64.
+        context: (context tokens,) int64, after BOS where the tokenizer adds it.
         prompt: (prompt tokens,) int64.
         answer: The first answer and the token that ends a text, (answer tokens,) int64.
         supporting: Ranges of tokens [start, end) of the context that the answer rests on.
@@ -37,7 +38,7 @@ class TokenQuestion:
 
     @property
     def shown(self) -> Tensor:
-        """What a model reads before it answers, (tokens,) int64."""
+        """Context and prompt, (tokens,) int64."""
         return torch.cat([self.context, self.prompt])
 
     @property
@@ -46,11 +47,11 @@ class TokenQuestion:
         return torch.cat([self.context, self.prompt, self.answer])
 
     def samples(self, sample_tokens: int) -> list[Sample]:
-        """The question as one sample of at most so many tokens; only the answer is scored.
+        """The question as one sample of at most `sample_tokens` tokens; only the answer is scored.
 
-        What does not fit is left out. Prompt and answer come first: the end of the prompt in at most half of the
-        sample, of a longer answer the beginning in at most half of the rest. What is left is for the context: the
-        passages that the answer rests on, from the first on, and besides them the text nearest to the question.
+        If it is longer, the end of the prompt gets at most half of the sample, and the beginning of the answer at most
+        half of the rest. What remains goes to the supporting passages, from the first on, then to the text nearest to
+        the question.
         """
         prompt = self.prompt
         if len(self.ids) > sample_tokens:
@@ -61,16 +62,16 @@ class TokenQuestion:
         ids = torch.cat([self.context[kept], prompt, answer])
         labels = ids.clone()
         labels[: len(ids) - len(answer)] = IGNORED
-        place = torch.cumsum(kept, dim=0)  # (context tokens,) of each kept token one past its new place
+        ends = torch.cumsum(kept, dim=0)  # (context tokens,), one past the new place of each kept token
         ranges = []
         for start, end in self.supporting:
-            here = place[start:end][kept[start:end]]
-            if len(here):
-                ranges.append((int(here[0]) - 1, int(here[-1])))
+            found = ends[start:end][kept[start:end]]
+            if len(found):
+                ranges.append((int(found[0]) - 1, int(found[-1])))
         return [Sample(ids, labels, tuple(ranges))]
 
     def _kept(self, room: int) -> Tensor:
-        """Which tokens of the context stay, (context tokens,) bool."""
+        """Mask of the context tokens that fit in a sample, (context tokens,) bool."""
         kept = torch.zeros(len(self.context), dtype=torch.bool)
         for start, end in self.supporting:
             kept[start:end] = True
@@ -85,42 +86,44 @@ class TokenQuestion:
 def tokenize_questions(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 ) -> list[TokenQuestion]:
-    """Token ids of questions, with nothing added but the end of the answer.
+    """Token ids of questions: BOS before the context where the tokenizer adds it, its end token after the answer.
 
     Raises:
         ValueError: If a text cannot be written as UTF-8, or the tokenizer gives ids the model has no embedding for.
     """
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    contexts: dict[str, tuple[list[int], list[Range]]] = {}
     found = []
-    contexts: dict[str, tuple[Tensor, list[Range]]] = {}
     for question in questions:
         answer = question.continuation(question.answers[0])
-        check_text(question.name, question.shown + answer)
+        check_text(question.name, question.context + question.prompt + answer)
         if question.context not in contexts:
             contexts[question.context] = _encoded(question.context, tokenizer)
         context, offsets = contexts[question.context]
         prompt, reply = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question.prompt, answer))
-        check_vocabulary([*context.tolist(), *prompt, *reply, *end], num_embeddings)
+        check_vocabulary([*context, *prompt, *reply, *end], num_embeddings)
         supporting = tuple(
             tokens for characters in question.supporting if (tokens := token_range(characters, offsets)) is not None
         )
-        asked, answered = (torch.tensor(ids, dtype=torch.long) for ids in (prompt, [*reply, *end]))
-        found.append(TokenQuestion(question, context, asked, answered, supporting))
+        shown, asked, answered = (torch.tensor(ids, dtype=torch.long) for ids in (context, prompt, [*reply, *end]))
+        found.append(TokenQuestion(question, shown, asked, answered, supporting))
     return found
 
 
-def _encoded(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, list[Range]]:
-    """Token ids (tokens,), and the characters behind each token; a tokenizer written in Python does not tell those."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    return torch.tensor(encoded["input_ids"], dtype=torch.long), encoded.get("offset_mapping", [])
+def _encoded(context: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[Range]]:
+    """Token ids of a context, and the characters of each token; a tokenizer written in Python does not give those."""
+    encoded = tokenizer(context, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    beginning = beginning_token_ids(tokenizer)
+    offsets = [(0, 0)] * len(beginning) + encoded["offset_mapping"] if tokenizer.is_fast else []
+    return [*beginning, *encoded["input_ids"]], offsets
 
 
 def token_range(characters: Range, offsets: Sequence[Range]) -> Range | None:
-    """The tokens [start, end) that hold any of the characters [start, end); None where there is none.
+    """Tokens [start, end) that hold any of the characters [start, end); None where there is none.
 
     Args:
-        characters: Of a text.
-        offsets: Characters [start, end) behind each token of that text, in order.
+        characters: A range of a text.
+        offsets: Characters [start, end) of each token of that text, in order.
     """
     start, end = characters
     first = bisect_right(offsets, start, key=lambda token: token[1])

@@ -1,7 +1,7 @@
-"""Documents made harder to remember: two mixed, or filler between; where each token is from is kept.
+"""Documents made harder to remember: two mixed, or filler between; every token keeps the document it is from.
 
-A memory that tells topics apart recalls, in a segment of one document, what it read of the same document, and not of
-the other or of filler (see `metrics/topics.py`).
+A memory that tells topics apart recalls, in a segment of one document, text of the same document, and not of the other
+or of filler (see `metrics/topics.py`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FILLER = -1
 """Origin of a token that is from no document."""
 
 MAX_STREAMED = 10_000
-"""Documents of a stream that are read at most in search of long ones: a stream need not end."""
+"""Most documents of a stream that are searched for long ones: a stream need not end."""
 
 
 def augment(
     documents: Sequence[TokenDocument], options: AugmentOptions, tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 ) -> list[TokenDocument]:
-    """Documents as `interleave_dataset` or `dilate_dataset` ask for them; as they are where neither is set.
+    """Mix or dilate documents as `interleave_dataset` or `dilate_dataset` ask for.
 
     Raises:
         ValueError: If the filler is no token, or one the model has no embedding for.
@@ -54,18 +54,10 @@ def read_enough(
     tokens: int,
     count: int | None,
 ) -> list[TokenDocument]:
-    """Documents as tokens, mixed or dilated as asked for, read until enough of them are long enough.
-
-    Args:
-        documents: Read one by one, and no further than needed; of a stream (`streaming`) at most MAX_STREAMED.
-        options: Say how documents are mixed or dilated, and whether they are a stream.
-        tokenizer: Of the model.
-        num_embeddings: Of the model.
-        tokens: That make a document long enough, after mixing.
-        count: So many of these are enough; all documents where None.
+    """Tokenize and augment documents until `count` of them have `tokens` tokens; all documents where `count` is None.
 
     Returns:
-        All that were read, the short ones too.
+        All documents that were read, the short ones too.
 
     Raises:
         ValueError: As `augment` and `tokenize` do.
@@ -76,43 +68,29 @@ def read_enough(
         return augment(tokenize(documents, tokenizer, num_embeddings), options, tokenizer, num_embeddings)
     read: list[TokenDocument] = []
     found, rest = 0, iter(documents)
-    while found < count and (pair := list(islice(rest, 2 if options.interleave_dataset else 1))):
-        pieces = tokenize(pair, tokenizer, num_embeddings)
-        read += pieces
-        mixed = augment(pieces, options, tokenizer, num_embeddings)
+    while found < count and (group := list(islice(rest, 2 if options.interleave_dataset else 1))):
+        tokenized = tokenize(group, tokenizer, num_embeddings)
+        read += tokenized
+        mixed = augment(tokenized, options, tokenizer, num_embeddings)
         found += sum(len(document.ids) >= tokens for document in mixed)
     return augment(read, options, tokenizer, num_embeddings)
 
 
 def interleave(documents: Sequence[TokenDocument], tokens: int) -> list[TokenDocument]:
-    """Every two documents as one: so many tokens of the first, so many of the second, and so on.
-
-    What the longer one has over follows at the end; a last document without a partner stays alone.
-
-    Args:
-        documents: In order; `origins` of the result are their indices.
-        tokens: Of each in turn.
-    """
+    """Mix every two documents, `tokens` tokens of each in turn; the rest of the longer one follows at the end."""
     mixed = []
     for first in range(0, len(documents), 2):
         pair = documents[first : first + 2]
         parts: list[tuple[Tensor, int]] = []
-        turns = max(-(-len(document.ids) // tokens) for document in pair)
-        for turn in range(turns):
+        for start in range(0, max(len(document.ids) for document in pair), tokens):
             for offset, document in enumerate(pair):
-                parts.append((document.ids[turn * tokens : (turn + 1) * tokens], first + offset))
+                parts.append((document.ids[start : start + tokens], first + offset))
         mixed.append(_joined(" + ".join(document.name for document in pair), parts))
     return mixed
 
 
 def dilate(documents: Sequence[TokenDocument], tokens: int, filler: int) -> list[TokenDocument]:
-    """Documents with so many tokens of filler after every so many of their own.
-
-    Args:
-        documents: In order; `origins` of the result are their indices, -1 for filler.
-        tokens: Of the document and of filler in turn.
-        filler: Token id.
-    """
+    """Put `tokens` tokens of filler, a token id, after every `tokens` tokens of a document."""
     stretched = []
     for number, document in enumerate(documents):
         parts: list[tuple[Tensor, int]] = []
@@ -123,7 +101,7 @@ def dilate(documents: Sequence[TokenDocument], tokens: int, filler: int) -> list
 
 
 def _joined(name: str, parts: Sequence[tuple[Tensor, int]]) -> TokenDocument:
-    """Parts of documents, each with the index of its document, as one."""
+    """One document of parts, each with the index of its own document."""
     ids = torch.cat([part for part, _ in parts])
     origins = torch.cat([torch.full((len(part),), origin) for part, origin in parts])
     return TokenDocument(name, ids, origins)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from itertools import chain, cycle, islice
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset
 
 from hmt.text.documents import Document
-from hmt.text.store import TokenStore
+from hmt.text.special_tokens import beginning_token_ids
 from hmt.text.stream import token_parts
 
 if TYPE_CHECKING:
@@ -23,27 +26,15 @@ IGNORED = -100
 """Label of a token that is not scored, as everywhere in transformers."""
 
 DOCUMENTS_AT_ONCE = 256
-"""Documents whose texts are held together."""
+"""Documents that are tokenized in one call."""
 
-PARTS_AT_ONCE = 4
-"""Parts of a long text that a tokenizer works on side by side."""
+SHORT_CHARACTERS = 100_000
+"""Texts up to this length are tokenized whole."""
 
-PART_CHARACTERS = 50_000
-"""Characters of such a part."""
-
+HELD_BYTES = 1 << 23
+"""Token ids held in memory before they go to a temporary file."""
 
 Item = TypeVar("Item")
-Made = TypeVar("Made", covariant=True)
-
-
-class Indexable(Protocol[Made]):
-    """Things by number, which may be made when they are asked for."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, index: int, /) -> Made:
-        """The one of this number."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Sample:
         return len(self.ids)
 
     def supporting_segments(self, fresh_tokens: int) -> tuple[int, ...]:
-        """Numbers of the segments that the scored tokens rest on, ascending, when so many tokens are read at a time."""
+        """Numbers of the segments, of `fresh_tokens` each, that the scored tokens rest on, ascending."""
         segments = {
             segment
             for start, end in self.supporting
@@ -77,18 +68,18 @@ class Sample:
 
     def scored_segments(self, fresh_tokens: int) -> Tensor:
         """Numbers of the segments whose reading predicts a scored token, ascending, (segments,) int64."""
-        places = (self.labels[1:] != IGNORED).nonzero().flatten()  # of the tokens before the scored ones
-        return (places // fresh_tokens).unique()
+        predicting = (self.labels[1:] != IGNORED).nonzero().flatten()
+        return (predicting // fresh_tokens).unique()
 
 
 class Readable(Protocol):
-    """What samples can be made of: a document, or a question with its answer."""
+    """Anything that samples are made of: a document, or a question with its answer."""
 
     @property
     def ids(self) -> Tensor:
         """All tokens, (tokens,) int64."""
 
-    def samples(self, sample_tokens: int) -> Indexable[Sample]:
+    def samples(self, sample_tokens: int) -> Sequence[Sample]:
         """Samples of at most so many tokens."""
 
 
@@ -97,7 +88,7 @@ class TokenDocument:
     """A document as token ids.
 
     Attributes:
-        name: Of the document.
+        name: Name of the document.
         ids: (tokens,) int64.
         origins: As in `Sample`; set where documents were mixed or filler was put in.
     """
@@ -106,13 +97,13 @@ class TokenDocument:
     ids: Tensor
     origins: Tensor | None = None
 
-    def samples(self, sample_tokens: int) -> Indexable[Sample]:
+    def samples(self, sample_tokens: int) -> Sequence[Sample]:
         """The document cut up; every token is scored, and a rest of at least half a sample is a sample too."""
         return _Parts(self, sample_tokens)
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Parts(Sequence[Sample]):
     """A document cut into samples, each made when it is asked for: a long text has very many."""
 
     document: TokenDocument
@@ -123,7 +114,7 @@ class _Parts:
         least = max(self.sample_tokens // 2, 2)
         return (full if self.sample_tokens >= least else 0) + (rest >= least)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         start = range(len(self))[index] * self.sample_tokens
         part, origins = slice(start, start + self.sample_tokens), self.document.origins
         ids = self.document.ids[part]
@@ -133,67 +124,96 @@ class _Parts:
 def tokenize(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 ) -> list[TokenDocument]:
-    """Token ids of documents, with nothing added.
+    """Token ids of documents, each after the BOS token where the tokenizer adds one.
 
-    Text is read and tokenised in parts, and tokens that are many are kept in a file without a name (see `TokenStore`):
-    what documents take in memory does not depend on their size.
+    Text is read in parts, and many ids are kept in a temporary file without a name (in TMPDIR, 8 bytes a token): the
+    memory needed does not depend on the size of the documents.
 
     Raises:
-        ValueError: If a text cannot be written as UTF-8, or the tokenizer gives ids the model has no embedding for.
+        OSError: If a file cannot be read, or the temporary file not written.
+        ValueError: If a text is not UTF-8, or the tokenizer gives ids the model has no embedding for.
     """
-    store = TokenStore()
+    beginning = beginning_token_ids(tokenizer)
     names, ends = [], [0]
     rest = iter(documents)
-    while group := list(islice(rest, DOCUMENTS_AT_ONCE)):
-        for document, parts in _token_parts(group, tokenizer):
-            for ids in parts:
-                check_vocabulary(ids, num_embeddings)
-                store.add(ids)
-            names.append(document.name)
-            ends.append(len(store))
-    tokens = store.tokens()
-    return [TokenDocument(name, tokens[a:b]) for name, a, b in zip(names, ends[:-1], ends[1:], strict=True)]
+    with SpooledTemporaryFile(HELD_BYTES, prefix="hmt-tokens-") as file:
+        while group := list(islice(rest, DOCUMENTS_AT_ONCE)):
+            for document, parts in zip(group, _token_parts(group, tokenizer), strict=True):
+                tokens = 0
+                for ids in chain([beginning], parts):
+                    check_vocabulary(ids, num_embeddings)
+                    file.write(np.array(ids, dtype=np.int64).tobytes())
+                    tokens += len(ids)
+                names.append(document.name)
+                ends.append(ends[-1] + tokens)
+        all_ids = _stored(file, ends[-1])
+    return [TokenDocument(name, all_ids[a:b]) for name, a, b in zip(names, ends[:-1], ends[1:], strict=True)]
 
 
-def _token_parts(
-    documents: list[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Document, Iterable[list[int]]]]:
-    """Token ids of each document: of those in memory all in one call, of files many parts in one."""
-    held = [document for document in documents if isinstance(document.content, str)]
-    for document in held:
-        check_text(document.name, document.text)
-    texts = [document.text for document in held]
-    together = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+def _stored(file: SpooledTemporaryFile[bytes], tokens: int) -> Tensor:
+    """The ids in a file, (tokens,) int64; a long file is mapped into memory."""
+    if tokens * 8 <= HELD_BYTES:
+        file.seek(0)
+        return torch.from_numpy(np.frombuffer(file.read(), np.int64).copy())
+    file.flush()
+    return torch.from_numpy(np.memmap(file, np.int64, mode="c", shape=(tokens,)))  # type: ignore[call-overload]
+
+
+def _token_parts(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Iterable[list[int]]]:
+    """Token ids of each document in parts: short texts in one call, long ones and files window by window."""
+    short: list[str] = []
     for document in documents:
         if isinstance(document.content, str):
-            yield document, [next(together)]
+            check_text(document.name, document.content)
+            if len(document.content) <= SHORT_CHARACTERS:
+                short.append(document.content)
+    encoded = iter(tokenizer(short, add_special_tokens=False)["input_ids"] if short else ())
+    for document in documents:
+        if isinstance(document.content, str) and len(document.content) <= SHORT_CHARACTERS:
+            yield [next(encoded)]
         else:
-            yield document, token_parts(document.pieces(), tokenizer, PARTS_AT_ONCE, PART_CHARACTERS)
+            yield token_parts(document.pieces(), tokenizer)
+
+
+def text_ids(name: str, text: str, tokenizer: PreTrainedTokenizerBase, num_embeddings: int, *, begins: bool) -> Tensor:
+    """Token ids of one text, (tokens,) int64.
+
+    Args:
+        name: Name of the text, for messages.
+        text: The text.
+        tokenizer: Tokenizer of the model.
+        num_embeddings: Embeddings of the model.
+        begins: True if nothing is read before the text: BOS comes first where the tokenizer adds it.
+
+    Raises:
+        ValueError: As `tokenize` does.
+    """
+    check_text(name, text)
+    ids = beginning_token_ids(tokenizer) if begins else []
+    ids += chain.from_iterable(token_parts([text], tokenizer))
+    check_vocabulary(ids, num_embeddings)
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def running_text(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, num_embeddings: int
 ) -> Tensor:
-    """So many tokens, (tokens,) int64: document after document, and again from the first if they are too short."""
+    """The first `tokens` tokens of the documents one after another, again and again, (tokens,) int64."""
     parts: list[Tensor] = []
-    missing = tokens
-    for document in documents:
+    for document in cycle(documents):
         (read,) = tokenize([document], tokenizer, num_embeddings)
-        parts.append(read.ids[:missing])
-        missing -= len(parts[-1])
-        if not missing:
-            return torch.cat(parts)
-    once = torch.cat(parts)
-    if not len(once):
-        raise ValueError("the text has no tokens")
-    return once.repeat(-(-tokens // len(once)))[:tokens]
+        parts.append(read.ids[:tokens])
+        tokens -= len(parts[-1])
+        if not tokens:
+            break
+    return torch.cat(parts)
 
 
 def check_text(name: str, text: str) -> None:
-    """Make sure that a text can be tokenised: what was decoded from other bytes than UTF-8 may hold lone surrogates.
+    """Refuse a text with lone surrogates, which no tokenizer takes.
 
     Raises:
-        ValueError: If it does; names the text and the place.
+        ValueError: If it has any; names the text and the place.
     """
     try:
         text.encode()
@@ -202,10 +222,10 @@ def check_text(name: str, text: str) -> None:
 
 
 def check_vocabulary(ids: Iterable[int], num_embeddings: int) -> None:
-    """Make sure that a model has an embedding for each token.
+    """Refuse token ids that a model has no embedding for.
 
     Raises:
-        ValueError: If it has not; names the token and the number of embeddings.
+        ValueError: If there are any; names the highest and the number of embeddings.
     """
     if (highest := max(ids, default=0)) >= num_embeddings:
         raise ValueError(
@@ -221,8 +241,7 @@ class Batch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         labels: (B, T) int64, -100 where a token is not scored.
-        supporting: Segments that hold what is needed, (B, S) or (B, S, S) bool as `forward` takes them, or None where
-            they are not known.
+        supporting: Segments that each segment rests on, (B, S, S) bool as `forward` takes them; None if unknown.
     """
 
     input_ids: Tensor
@@ -231,35 +250,35 @@ class Batch:
     supporting: Tensor | None = None
 
     def split(self, rows: int) -> list[Batch]:
-        """The batch in parts of at most so many rows."""
+        """Parts of at most so many rows."""
         tensors = [tensor for tensor in vars(self).values() if tensor is not None]
         return [Batch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
-def cut(texts: Sequence[Readable], sample_tokens: int) -> Indexable[Sample]:
-    """Samples of at most so many tokens of all texts; none crosses texts.
+def cut(texts: Sequence[Readable], sample_tokens: int) -> Sequence[Sample]:
+    """Samples of at most `sample_tokens` tokens of all texts; none crosses texts.
 
     Raises:
         ValueError: If no text is long enough for one sample.
     """
-    parts: list[Any] = [text.samples(sample_tokens) for text in texts]
-    samples: Any = ConcatDataset(parts)
+    parts = cast(list[Any], [text.samples(sample_tokens) for text in texts])
+    samples = cast(Sequence[Sample], ConcatDataset(parts))
     if not len(samples):
         longest = max(len(text.ids) for text in texts)
         raise ValueError(
             f"no document is long enough to train on: a sample has {sample_tokens} tokens, the longest document "
             f"{longest}; lower --bptt_depth, --segment_length or --test_length"
         )
-    return samples  # type: ignore[no-any-return]
+    return samples
 
 
-def shuffled(samples: Indexable[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
-    """Samples without end, in an order drawn anew each time all have been read; the first `skip` are left out.
+def shuffled(samples: Sequence[Item], seed: int | None, skip: int = 0) -> Iterator[Item]:
+    """Samples without end, in an order drawn anew for every epoch.
 
     Args:
-        samples: To be drawn from.
-        seed: Of the order; None to take them as they stand.
-        skip: How many were read before.
+        samples: Samples to draw from.
+        seed: Seed of the order; None to take them as they stand.
+        skip: Number of samples to leave out at the beginning, as read before.
     """
     order = random.Random(seed)
     while True:
@@ -272,7 +291,7 @@ def shuffled(samples: Indexable[Item], seed: int | None, skip: int = 0) -> Itera
 
 
 def scored_targets(samples: Sequence[Sample], loss_tokens: int | None) -> int:
-    """Targets that count in the loss of samples; the first token of a sample is no target."""
+    """Number of targets among the last `loss_tokens` tokens of samples; a first token is no target."""
     total = 0
     for sample in samples:
         first = max(1, len(sample) - loss_tokens) if loss_tokens is not None else 1
@@ -284,14 +303,12 @@ def pad(samples: Sequence[Sample], fresh_tokens: int | None = None) -> Batch:
     """Samples of different length as one batch, padded on the right.
 
     Args:
-        samples: One a row.
-        fresh_tokens: Tokens of a segment, to tell which segments those that predict scored tokens rest on.
+        samples: The rows.
+        fresh_tokens: Tokens of a segment; needed for `supporting` of the batch.
     """
     lengths = torch.tensor([len(sample) for sample in samples])
-    input_ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in samples], batch_first=True)
-    labels = torch.nn.utils.rnn.pad_sequence(
-        [sample.labels for sample in samples], batch_first=True, padding_value=IGNORED
-    )
+    input_ids = pad_sequence([sample.ids for sample in samples], batch_first=True)
+    labels = pad_sequence([sample.labels for sample in samples], batch_first=True, padding_value=IGNORED)
     supporting = None
     if fresh_tokens is not None and any(sample.supporting for sample in samples):
         segments = -(-input_ids.shape[1] // fresh_tokens)
@@ -325,11 +342,10 @@ class Span:
 
 
 def aligned_length(length: int, target_tokens: int, fresh_tokens: int) -> int:
-    """Tokens to read so that whole segments stand before the targets: `length`, or less than a segment below it.
+    """Largest length up to `length` that puts whole segments before the targets, or `length` if not even one fits.
 
-    Where the targets fall in their segments decides how much of the near text the model sees, and moves perplexity
-    more than any memory does. So they start at the beginning of a segment at every context length. Where not even one
-    segment fits before them, the length stays as it is.
+    The place of the targets in their segments decides how much near text the model sees, and moves perplexity more
+    than any memory does. So they start at the beginning of a segment at every context length.
     """
     segments = (length - target_tokens) // fresh_tokens
     return segments * fresh_tokens + target_tokens if segments else length
@@ -338,14 +354,14 @@ def aligned_length(length: int, target_tokens: int, fresh_tokens: int) -> int:
 def plan_spans(
     documents: list[TokenDocument], longest: int, target_tokens: int, spans_per_document: int, max_documents: int | None
 ) -> list[Span]:
-    """One fixed set of target tokens: spread over each document that has the longest context in front of them.
+    """One fixed set of target tokens, spread over each document that is long enough.
 
     Args:
         documents: Candidates, in order.
-        longest: Longest context length, targets included.
+        longest: Longest context length in tokens, targets included.
         target_tokens: Tokens per span.
-        spans_per_document: Spans per document at most; they do not overlap.
-        max_documents: Documents used at most.
+        spans_per_document: Most spans per document; they do not overlap.
+        max_documents: Most documents used; None for all.
 
     Raises:
         ValueError: If no document is long enough.

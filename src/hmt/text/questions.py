@@ -1,4 +1,4 @@
-"""Questions about a text, with their answers kept apart from what a model is shown."""
+"""Questions about a text, with their answers kept apart from the prompt."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from hmt.files import kind_of
-from hmt.text.documents import fingerprint
-from hmt.text.tables import table_rows
+from hmt.text.documents import QUESTIONS_PREFIX, fingerprint
+from hmt.text.tables import TABLE_SUFFIXES, table_rows
 
 Range = tuple[int, int]
 """[start, end)."""
 
 PASSAGE_BREAK = "\n\n"
-"""What stands between the passages of a context."""
+"""Text between the passages of a context."""
 
 
 @dataclass(frozen=True)
 class Question:
     """A question about a context.
 
-    A model reads `context + prompt` and writes the answer; nothing of `answers` stands in what it reads, except where
-    the context itself says it.
+    A model reads `context + prompt` and writes the answer; nothing it reads depends on `answers`.
 
     Attributes:
-        name: Of the question, unique in its split.
+        name: Name of the question, unique in its split.
         source: Name of the document behind the context; no document is in two splits.
-        context: What there is to know.
-        prompt: What follows the context, up to where the answer begins.
-        answers: Accepted answers; the first is the one to be learnt.
-        choices: All answers that are possible, such as yes, no and maybe, where the answer is a choice.
+        context: Text that the question is about.
+        prompt: Text after the context, up to the answer.
+        answers: Accepted answers; the first is the one to be learned.
+        choices: All possible answers, such as yes, no and maybe, where the answer is a choice.
         supporting: Ranges of characters [start, end) of the context that the answer rests on, where they are known.
-        length: Length that a generated context was made for, in tokens (or words, where no tokenizer measured it).
-        depth: Where in a generated context the answer stands, 0 at its beginning, 1 at its end.
+        length: Requested length of a generated context, in tokens (or words, where no tokenizer measured it).
+        depth: Requested place of the needle in a generated context, 0 at its beginning, 1 at its end.
 
     Raises:
         ValueError: If there is no answer, or none but blank ones.
@@ -54,26 +53,21 @@ class Question:
         if not any(answer.strip() for answer in self.answers):
             raise ValueError(f"answers must hold at least one text, question {self.name} has none")
 
-    @property
-    def shown(self) -> str:
-        """All that a model is shown before it answers."""
-        return self.context + self.prompt
-
     def continuation(self, answer: str) -> str:
         """An answer as it continues the prompt: with a space before it where the prompt ends in a word or mark."""
         return answer if not self.prompt or self.prompt[-1].isspace() else f" {answer}"
 
 
 def ask(question: str) -> str:
-    """The usual prompt: a question after a context, and where its answer begins."""
+    """The usual prompt after a context: a question, and where its answer begins."""
     return f"{PASSAGE_BREAK}Question: {question.strip()}\nAnswer:"
 
 
 def joined(passages: Sequence[str], supporting: Sequence[int] = ()) -> tuple[str, tuple[Range, ...]]:
-    """Passages as one context.
+    """Join passages to one context.
 
     Args:
-        passages: In order.
+        passages: Passages in order.
         supporting: Indices of those that the answer rests on.
 
     Returns:
@@ -87,8 +81,18 @@ def joined(passages: Sequence[str], supporting: Sequence[int] = ()) -> tuple[str
     return PASSAGE_BREAK.join(passages), ranges
 
 
+def holds_questions(file: Path) -> bool:
+    """True for a table of questions, by its name or the columns of its first row."""
+    if kind_of(file) not in TABLE_SUFFIXES:
+        return False
+    if file.name.startswith(QUESTIONS_PREFIX):
+        return True
+    _, first = next(table_rows(file), (0, {}))
+    return {"context", "prompt", "answers"} <= set(first)
+
+
 def file_questions(file: Path) -> Iterator[Question]:
-    """Questions of a .jsonl or .parquet file: rows with the fields of `Question`; context, prompt and answers must be.
+    """Questions of a table: rows with the fields of `Question`, of which context, prompt and answers are needed.
 
     Raises:
         ValueError: If a row is not one; names the line.
@@ -103,19 +107,10 @@ def file_questions(file: Path) -> Iterator[Question]:
             ) from error
 
 
-def holds_questions(file: Path) -> bool:
-    """Whether a table is one of questions, as far as its first row shows."""
-    first = next(table_rows(file), None)
-    return first is not None and {"context", "prompt", "answers"} <= set(first[1])
-
-
 def _question(name: str, row: dict[str, Any]) -> Question:
-    answers = row["answers"]
-    if not isinstance(row["context"], str) or not isinstance(row["prompt"], str):
-        raise TypeError("context and prompt must be texts")
-    answers = (answers,) if isinstance(answers, str) else tuple(answers)
-    if not all(isinstance(answer, str) for answer in answers):
-        raise TypeError("answers must be texts")
+    answers = (row["answers"],) if isinstance(row["answers"], str) else tuple(row["answers"])
+    if not all(isinstance(text, str) for text in (row["context"], row["prompt"], *answers)):
+        raise TypeError("context, prompt and answers must be texts")
     return Question(
         name=str(row.get("name") or name),
         source=str(row.get("source") or fingerprint(row["context"])),

@@ -32,13 +32,12 @@ def beginning_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 class TextEncoder:
     """Tokenizes text from users, in which control tokens such as `<|im_end|>` are text like any other.
 
-    A chat template mixes its own control tokens with what users wrote. `protect` puts placeholders that nobody can
+    A chat template mixes its own control tokens with the text of users. `protect` puts placeholders that nobody can
     guess in place of the control tokens in a user's text; `encode_protected` tokenizes the rendered conversation, in
-    which the template's control tokens act, and the placeholders become the text that they stand for. Text without
-    control tokens, nearly all of it, is tokenized as if neither had been called.
+    which the template's control tokens act, and the placeholders become the text that they stand for.
 
     Args:
-        tokenizer: Tokenizes; used by one thread at a time.
+        tokenizer: Tokenizer, used by one thread at a time.
         allow_control_tokens: Let control tokens in users' texts act.
     """
 
@@ -67,15 +66,16 @@ class TextEncoder:
         for number, part in enumerate(self._placeholders.split(text)):
             if number % 2:
                 ids += self._encode_literally(self._control_tokens[int(part)])
-            elif part:
-                ids += (token for tokens in token_parts([part], self._tokenizer) for token in tokens)
+            else:
+                for tokens in token_parts([part], self._tokenizer):
+                    ids += tokens
         return ids
 
     def _encode_literally(self, control_token: str) -> list[int]:
         """Token ids of the characters of a control token."""
         encoded = self._tokenizer(control_token, add_special_tokens=False, split_special_tokens=True)
         ids: list[int] = encoded["input_ids"]
-        if not set(ids).isdisjoint(self._tokenizer.all_special_ids):  # its pieces, in a vocabulary that has it as one
+        if not set(ids).isdisjoint(self._tokenizer.all_special_ids):  # a vocabulary may have it as a plain token too
             parts = (self._tokenizer(one, add_special_tokens=False)["input_ids"] for one in control_token)
             ids = [token for part in parts for token in part]
         return ids

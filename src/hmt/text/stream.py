@@ -1,9 +1,7 @@
-"""Token ids of a text that is too long to hold, the same that the whole text has.
+"""Token ids of a text that is too long to hold, equal to those of the whole text.
 
-Where a text may be cut depends on its tokenizer. Here a cut is tried and checked: the tokens of the text around it must
-end with the tokens of what stands after it alone. Then the tokens before the cut are final, as long as no token depends
-on text that is further away than `MARGIN_CHARACTERS`. That holds for every tokenizer that splits at words first, with
-words that are shorter; where no cut passes, more text is taken.
+A text is tokenized in windows. A cut is kept only if the end of the window has the same tokens alone as within it; then
+the tokens before the cut are final, as long as no token depends on text further away than `MARGIN_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -16,86 +14,59 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PART_CHARACTERS = 20_000
-"""Text tokenised at one time."""
+"""Text before a cut."""
 
 MARGIN_CHARACTERS = 2_000
-"""Text after a cut that must be tokenised alike with and without what stands before it."""
+"""Text after a cut that must have the same tokens with and without the text before it."""
 
-CUTS = 24
-"""Places tried for a cut."""
+WORD_CUTS, CHARACTER_CUTS = 24, 64
+"""Cuts tried between words, and then between any characters, before a longer window is taken."""
 
-PLACE_CHARACTERS = 10_000
-"""Text in which places for a cut are looked for."""
-
-PLACE = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
-"""Where words begin and end."""
+WORD_BOUNDARY = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
 
 
-def token_parts(
-    pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, at_once: int = 1, characters: int | None = None
-) -> Iterator[list[int]]:
-    """Token ids of the text that the pieces make up, with nothing added, a part at a time.
+def token_parts(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Tokenize a text part by part, without special tokens.
 
     Args:
-        pieces: Of the text.
-        tokenizer: A fast one works on several parts side by side.
-        at_once: Parts that are tokenised in one call; so much text is waited for.
-        characters: Of a part, about; `PART_CHARACTERS` where None. Four times `MARGIN_CHARACTERS` more are tokenised
-            for each.
+        pieces: The text, in pieces of any size.
+        tokenizer: Any tokenizer.
+
+    Yields:
+        Token ids of a part; joined they are those of the whole text.
     """
-    text, parts, characters = "", at_once, characters or PART_CHARACTERS
+    text, start, size = "", 0, PART_CHARACTERS
     for piece in pieces:
-        text += piece
-        while len(text) >= parts * characters + MARGIN_CHARACTERS:
-            cuts = _cuts(text, parts, characters, tokenizer)
-            if not cuts:
-                parts *= 2
-                continue
-            starts = [0, *(cut for cut, _ in cuts[:-1])]
-            read = [text[start : cut + MARGIN_CHARACTERS] for start, (cut, _) in zip(starts, cuts, strict=True)]
-            for ids, (_, not_final) in zip(_ids(read, tokenizer), cuts, strict=True):
-                yield ids[: len(ids) - not_final]
-            text, parts = text[cuts[-1][0] :], at_once
-    if text:
-        yield from _ids([text], tokenizer)
+        text, start = text[start:] + piece, 0
+        while len(text) - start >= size + MARGIN_CHARACTERS:
+            window = text[start : start + size + MARGIN_CHARACTERS]
+            ids = encode(window, tokenizer)
+            for cut in _cuts(window, size):
+                rest = encode(window[cut:], tokenizer)
+                if len(rest) < len(ids) and ids[-len(rest) :] == rest:
+                    yield ids[: -len(rest)]
+                    start, size = start + cut, PART_CHARACTERS
+                    break
+            else:
+                size *= 2
+    if start < len(text):
+        yield encode(text[start:], tokenizer)
 
 
-def _cuts(text: str, parts: int, characters: int, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    """Where a text falls into so many parts, or fewer, whose tokens no other part changes.
-
-    The last place before the end of each part is tried first, then the one before it, for all parts at a time.
-
-    Returns:
-        For each part its end, and the number of tokens that the next `MARGIN_CHARACTERS` have.
-    """
-    ends = range(characters, parts * characters + 1, characters)
-    places = {end: _places(text, max(end - characters // 2, 1), end) for end in ends}
-    found: dict[int, tuple[int, int]] = {}
-    for number in range(CUTS):
-        tried = {end: cuts[number] for end, cuts in places.items() if end not in found and number < len(cuts)}
-        if not tried:
-            break
-        around = [text[max(cut - MARGIN_CHARACTERS, 0) : cut + MARGIN_CHARACTERS] for cut in tried.values()]
-        after = [text[cut : cut + MARGIN_CHARACTERS] for cut in tried.values()]
-        tokens = _ids([*around, *after], tokenizer)
-        for (end, cut), whole, rest in zip(tried.items(), tokens[: len(tried)], tokens[len(tried) :], strict=True):
-            if len(rest) < len(whole) and whole[len(whole) - len(rest) :] == rest:
-                found[end] = (cut, len(rest))
-    return [found[end] for end in sorted(found)]
-
-
-def _places(text: str, start: int, end: int) -> list[int]:
-    """Places for a cut in a stretch of the text, the last one first."""
-    places = [match.start() for match in PLACE.finditer(text, max(start, end - PLACE_CHARACTERS), end)]
-    return places[: -CUTS - 1 : -1]
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if getattr(tokenizer, "is_fast", False):  # spares the offsets of every token, most of what a call holds
-        backend = tokenizer.backend_tokenizer
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text, without special tokens."""
+    if tokenizer.is_fast:  # the backend's own call spares the offsets of the tokens, most of the memory
+        backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = tokenizer.split_special_tokens
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoding.ids)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _cuts(window: str, size: int) -> Iterator[int]:
+    """Places to cut a window at or before `size`, the most promising first."""
+    words = [match.start() for match in WORD_BOUNDARY.finditer(window, size // 2, size)]
+    yield from words[: -WORD_CUTS - 1 : -1]
+    yield from range(size, max(size - CHARACTER_CUTS, 0), -1)

@@ -184,16 +184,6 @@ def babi(folder: Path, mark: str) -> None:
         (folder / "en" / f"qa1_single-supporting-fact_{own}.txt").write_text("\n".join(lines) + "\n")
 
 
-def babilong(folder: Path, mark: str) -> None:
-    """Rows as on the hub, of one length and task."""
-    rows = [
-        {"input": f"Call me P{n}. P{n} went to the garden.", "question": f"Where is {n}?", "target": f"{mark} {n % 3}"}
-        for n in range(NUM)
-    ]
-    (folder / "data" / "qa1").mkdir(parents=True)
-    (folder / "data" / "qa1" / "4k.json").write_text(json.dumps(rows))
-
-
 COPIES: dict[str, Callable[[Path, str], None]] = {
     "wikitext": wikitext,
     "pg19": passages,
@@ -209,6 +199,5 @@ COPIES: dict[str, Callable[[Path, str], None]] = {
     "narrativeqa": narrativeqa,
     "chatqa2": chatqa2,
     "babi": babi,
-    "babilong": babilong,
 }
 """Task -> what writes a copy of it; the answers bear a mark."""

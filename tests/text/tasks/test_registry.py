@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from hmt import pretrained
 from hmt.text.documents import SPLITS
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, find_task, load_documents, load_questions, where_from
@@ -23,8 +22,6 @@ VARIANTS = [
     for variant in (TASKS[name].variants or (None,))
     if variant not in ("qa2", "qa3", "qa4", "qa5")  # the copy has qa1
 ]
-MADE = ("needle", "recite")
-"""Tasks of which there is no copy: their answers are of their context."""
 
 
 @pytest.fixture
@@ -47,13 +44,10 @@ def copy_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, mark: str 
         monkeypatch.setenv("HMT_HUB_MAP", f"{name}={folder / mark}")
 
 
-def settings(books: Path, **more: Any) -> dict[str, Any]:
-    return {"haystack": str(books), "lengths": (120, 300), "per_cell": 2, **more}
-
-
 def questions_of(name: str, split: str, variant: str | None, books: Path) -> list[Question]:
     """Questions of a variant."""
-    return load_questions(name, split, subset=variant, **settings(books))
+    settings: dict[str, Any] = {"haystack": str(books), "lengths": (120, 300), "per_cell": 2}
+    return load_questions(name, split, subset=variant, **settings)
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -62,10 +56,10 @@ def test_no_document_is_in_two_splits(
 ) -> None:
     copy_of(name, tmp_path, monkeypatch)
     found, sources = [], []
-    for split in SPLITS if TASKS[name].splits != ("test",) else ("test",):
+    for split in SPLITS:
         if TASKS[name].kind == "questions":
             questions = questions_of(name, split, variant, books)
-            texts = [question.shown for question in questions]
+            texts = [question.context + question.prompt for question in questions]
             sources.append({question.source for question in questions})
             assert len({question.name for question in questions}) == len(questions)
         else:
@@ -80,7 +74,7 @@ def test_no_document_is_in_two_splits(
         assert not sources[one] & sources[other]
 
 
-@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if n in QUESTIONS and n not in MADE])
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if n in QUESTIONS and n in COPIES])
 def test_nothing_that_is_shown_depends_on_the_answer(
     name: str, variant: str | None, tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,33 +82,19 @@ def test_nothing_that_is_shown_depends_on_the_answer(
     for mark in ("first", "second"):
         copy_of(name, tmp_path, monkeypatch, mark)
         loaded.append(questions_of(name, "test", variant, books))
-    first, second = loaded
-    assert [(q.context, q.prompt) for q in first] == [(q.context, q.prompt) for q in second]
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip(*loaded, strict=True):
+        assert (one.context, one.prompt) == (other.context, other.prompt)
         assert one.answers != other.answers
-        if not one.choices or name.startswith("babi"):
-            assert not any(answer in one.shown for answer in one.answers)
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_prompts_do_not_hold_the_answer(
-    name: str, tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy_of(name, tmp_path, monkeypatch)
-    for question in load_questions(name, "test", **settings(books)):
-        offered = question.prompt.replace("(yes, no or maybe)", "")
-        assert not any(answer in offered for answer in question.answers)
-        for start, end in question.supporting:
-            assert 0 <= start < end <= len(question.context)
+        for start, end in one.supporting:
+            assert 0 <= start < end <= len(one.context)
+        if name != "pubmed_qa":  # its prompt names yes and no
+            assert not any(answer in one.context + one.prompt for answer in one.answers)
 
 
 def test_every_task_is_described_and_has_a_copy_or_is_made_here() -> None:
     for name, task in TASKS.items():
-        described = (task.about, task.source, task.licence, task.length, task.local)
-        assert all(described), name
+        assert all((task.about, task.authors, task.licence, task.local)), name
         assert task.made_here or name in COPIES, name
-        assert (task.questions is None) == (task.kind == "text"), name
-        assert task.made_here or task.hub_id is None or task.columns, name
 
 
 def test_a_stable_hash_splits_what_has_no_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,33 +108,31 @@ def test_a_stable_hash_splits_what_has_no_splits(tmp_path: Path, monkeypatch: py
     assert shuffled == [d.text for d in load_documents("fineweb", "train", shuffle=True, seed=1)]
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.made_here])
-def test_without_a_hub_the_local_copy_is_named_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_hub_the_local_copy_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HMT_HUB_MAP", raising=False)
-    load = load_questions if name in QUESTIONS else load_documents
     begun = time.monotonic()
-    with pytest.raises(OSError, match=rf"--hub_map {name}=DIR"):
-        load(name, "test")
-    monkeypatch.setattr("hmt.text.tasks.loading.offline_mode", lambda: False)
-    monkeypatch.setattr("hmt.text.tasks.loading.hub_is_reachable", lambda: False)
-    with pytest.raises(OSError, match=rf"--hub_map {name}=DIR"):
-        find_task(name, "test")
-    assert time.monotonic() - begun < 3
-    assert pretrained.hub_is_reachable() is False
+    for name in ("wikitext", "eda_qa", "musique"):
+        load = load_questions if name in QUESTIONS else load_documents
+        with pytest.raises(OSError, match=f"--hub_map {name}=DIR"):
+            load(name, "test")
+    monkeypatch.setattr("hmt.text.tasks.loading.offline_mode", lambda: False)  # the hub is then looked for, in vain
+    for name in TASKS:
+        if not TASKS[name].made_here:
+            with pytest.raises(OSError, match=f"--hub_map {name}=DIR"):
+                find_task(name, "test")
+    assert time.monotonic() - begun < 10
 
 
 def test_a_copy_that_is_not_there_or_not_of_this_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMT_HUB_MAP", f"musique={tmp_path / 'none'}")
-    with pytest.raises(FileNotFoundError, match="which hub_map names for musique"):
+    with pytest.raises(FileNotFoundError, match="hub_map"):
         find_task("musique", "test")
-    assert where_from(TASKS["musique"]).endswith("(not there)")
+    assert str(tmp_path / "none") in where_from(TASKS["musique"])
     (tmp_path / "test.jsonl").write_text('{"text": "x"}\n')
     monkeypatch.setenv("HMT_HUB_MAP", f"qmsum={tmp_path}")
-    with pytest.raises(
-        ValueError, match=r"is not as qmsum should be \(KeyError: 'meeting_transcripts'\): expected train"
-    ):
+    with pytest.raises(ValueError, match="meeting_transcripts"):
         load_questions("qmsum", "test")
-    with pytest.raises(FileNotFoundError, match=r"qmsum has no train split in .*: found test"):
+    with pytest.raises(FileNotFoundError, match="train"):
         load_questions("qmsum", "train")
 
 

@@ -1,41 +1,41 @@
-"""Text of a given length with something to be found at given depths."""
+"""Questions hidden in any text: needles to be found again, and passages to be recited."""
 
 from __future__ import annotations
 
 import random
-import re
 import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache
+from itertools import accumulate, chain, cycle, islice
 
-from hmt.text.documents import Document
-from hmt.text.questions import Range
-from hmt.text.tasks.task import HAYSTACK, Reading, Source
+from hmt.text.documents import Document, hash_split
+from hmt.text.questions import Question, Range
+from hmt.text.tasks.task import Reading, Source, Task
+
+MAX_BOOKS = 200
+"""Most documents that haystacks are made of."""
+
+LINE_CHARACTERS = 100
+"""Longest line of a haystack; a needle stands between two lines."""
+
+SLACK = 0.01
+"""Share of the length by which a context may be too short."""
+
+MAX_TRIES = 6
+"""Most attempts at a context of a length: lines have other lengths together than each alone."""
+
+NUM_PAIRS = 16
+"""Keys with values in a haystack, one of which is asked for."""
 
 Planted = tuple[str, list[Range]]
 """A context, and the characters [start, end) of each needle in it."""
 
-MAX_BOOKS = 200
-"""Documents that haystacks are made of, at most."""
-
-PIECE_CHARACTERS = 400
-"""A haystack is put together from pieces of whole lines of at least so many characters, each measured once."""
-
-WORD = re.compile(r"\S{1,20}")
-"""After these text is cut: words, and parts of what is too long for one, as long numbers and addresses are."""
-
-SLACK = 0.01
-"""Share of the length by which a needle may stand before its place, where a line of the haystack ends there."""
-
-MAX_TRIES = 8
-"""Times that a context is put together; what its pieces have together is not quite what they have each."""
-
 
 @dataclass(frozen=True)
 class Cell:
-    """What one generated question is to be like."""
+    """Requested length and depth of a generated question, and its number among those alike."""
 
     length: int
     depth: float
@@ -43,44 +43,18 @@ class Cell:
 
 
 def cells(reading: Reading) -> Iterator[Cell]:
-    """Every length with every depth, then all of them again: the first so many are spread over all."""
+    """Every length with every depth, `per_cell` times over."""
     for number in range(reading.per_cell):
         for length in reading.lengths:
             for depth in reading.depths:
                 yield Cell(length, depth, number)
 
 
-@dataclass(frozen=True)
-class Needles:
-    """Lines to be hidden, in their order: one of them at the depth asked for, the others anywhere before and after."""
-
-    before: Sequence[str]
-    asked: str
-    after: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Needles in a haystack.
-
-    Attributes:
-        book: Name of the document that the context begins with.
-        context: The text.
-        ranges: Characters [start, end) of each needle, in their order.
-        asked: Those of the needle that is asked for.
-    """
-
-    book: str
-    context: str
-    ranges: list[Range]
-    asked: Range
-
-
 class Haystack:
-    """Pieces of documents, each measured once.
+    """Lines of documents, each measured once.
 
     Args:
-        source: Its `haystack` names the text task, its split says which documents.
+        source: Names the text task (`haystack`) and the split.
         default: The text task where none is named.
 
     Raises:
@@ -88,193 +62,200 @@ class Haystack:
         ValueError: If the text task has no text in this split.
     """
 
-    def __init__(self, source: Source, default: str = HAYSTACK) -> None:
+    def __init__(self, source: Source, default: str = "stdlib") -> None:
         name = source.reading.haystack or default
         self._count = source.reading.count_tokens
+        self.size = cache(lambda line: self._count(f"{line}\n"))
         try:
-            books = islice(source.texts(name, source.split), MAX_BOOKS)
-            self._books = [(book.name, pieces) for book in books if (pieces := _pieces(book))]
+            books = [(book.name, _lines(book)) for book in islice(source.texts(name), MAX_BOOKS)]
         except OSError as error:
             raise OSError(
-                f"{source.task.name} cannot read its text; --haystack names another, such as {HAYSTACK} or a "
-                f"directory ({error})"
+                f"{source.task.name} cannot read its text; --haystack names another, such as stdlib or a directory "
+                f"({error})"
             ) from error
-        self._lengths: dict[str, int] = {}
+        self._books = [(name, lines) for name, lines in books if self.sizes(lines)]
         if not self._books:
             raise ValueError(f"the haystack {name} has no text in its {source.split} split")
 
-    def hide(self, needles: Needles, cell: Cell, rng: random.Random) -> Hidden:
-        """Needles, a line each, in text that fills the length with them.
+    def sizes(self, lines: Iterable[str]) -> int:
+        """Length of lines, each measured alone."""
+        return sum(map(self.size, lines))
 
-        The needle that is asked for begins at `depth` of what the context has besides it, or as near to that as those
-        before and after it let it.
+    def hide(
+        self, before: Sequence[str], asked: str, after: Sequence[str], cell: Cell, rng: random.Random
+    ) -> tuple[str, str, list[Range]]:
+        """Hide needles, a line each, in text that fills the length with them.
+
+        Args:
+            before: Needles anywhere before the one asked for, in order.
+            asked: Needle at the depth, between the two lines nearest to it; deeper where those before need the room.
+            after: Needles anywhere after it, in order.
+            cell: Length and depth.
+            rng: Draws the text and the places.
+
+        Returns:
+            Name of the document that the context begins with, the context, and the characters of each needle.
 
         Raises:
             ValueError: If the needles do not fit.
         """
         start = rng.randrange(len(self._books))
-        first = rng.randrange(len(self._books[start][1]))
-        before, after = (sorted(rng.random() for _ in part) for part in (needles.before, needles.after))
-        needed = self.length([*needles.before, needles.asked, *needles.after])
-        place = round(cell.depth * (cell.length - self.length([needles.asked]))) - self.length(needles.before)
+        name, lines = self._books[start]
+        first = rng.randrange(len(lines))
+        place = cell.depth * (cell.length - self.size(asked)) - self.sizes(before)  # in text besides the needles
+        needles = [*before, asked, *after]
+        shares_before, shares_after = (sorted(rng.random() for _ in part) for part in (before, after))
 
-        def put_together(room: int) -> tuple[str, list[Range]]:
-            pieces = self._take(self._round(start, first), room)
-            left, right = self._split(pieces, min(max(place, 0), room), cell)
-            lines = [*self._scattered(left, needles.before, before, cell), (needles.asked, True)]
-            return plant([*lines, *self._scattered(right, needles.after, after, cell)])
+        def plant(room: int) -> Planted:
+            middle = min(max(place, 0), room)
+            places = [share * middle for share in shares_before]
+            places += [middle, *(middle + share * (room - middle) for share in shares_after)]
+            return self._planted(self._filler(start, first, room), list(zip(places, needles, strict=True)))
 
-        context, ranges = self._fill(cell.length, cell.length - needed, put_together)
-        return Hidden(self._books[start][0], context, ranges, ranges[len(needles.before)])
+        context, ranges = self._fill(cell.length, cell.length - self.sizes(needles), plant)
+        return name, context, ranges
 
     def passage(self, length: int, rng: random.Random) -> tuple[str, str]:
-        """Text of one document: of a given length where a document is as long, else all of the longest.
-
-        Returns:
-            Name of the document, and the text.
-        """
-        books = rng.sample(self._books, len(self._books))
-        name, pieces = next((book for book in books if self.length(book[1]) >= length), None) or max(
-            books, key=lambda book: self.length(book[1])
-        )
-        spare, starts = self.length(pieces) - length, 1
-        for piece in pieces[:-1]:
-            spare -= self._measure(piece)
-            if spare < 0:
-                break
-            starts += 1
-        first = rng.randrange(starts)
-        text, _ = self._fill(length, length, lambda room: plant(_plain(self._take(iter(pieces[first:]), room))))
-        if not text:
-            raise ValueError(f"context_lengths must leave room for a word, got {length}")
+        """Text of a length from a random line on, and the name of the document that it begins in."""
+        start = rng.randrange(len(self._books))
+        name, lines = self._books[start]
+        first = rng.randrange(len(lines))
+        text, _ = self._fill(length, length, lambda room: ("\n".join(self._filler(start, first, room)), []))
         return name, text
 
-    def length(self, texts: Sequence[str]) -> int:
-        """How long texts are, a line each."""
-        return sum(map(self._measure, texts))
-
-    def _fill(self, length: int, room: int, put_together: Callable[[int], Planted]) -> Planted:
-        """The longest context of at most `length` that was found; the room for text is mended by what is measured."""
-        best: Planted | None = None
-        best_over, before = -length - 1, None
+    def _fill(self, length: int, room: int, plant: Callable[[int], Planted]) -> Planted:
+        """The longest context of at most `length` that was found, beginning with `room` for text."""
+        best: Planted = ("", [])
         for _ in range(MAX_TRIES):
-            room = max(room, 0)
-            made = put_together(room)
-            over = self._count(made[0]) - length
-            if best_over < over <= 0:
-                best, best_over = made, over
-            if -SLACK * length <= over <= 0 or over == before or (over > 0 and room == 0):
+            if room < 0:
                 break
-            room, before = room - over, over
-        if best is None:
-            raise ValueError(
-                f"context_lengths must leave room for what is hidden in the text: that takes {length + over}, got "
-                f"{length}"
-            )
+            made = plant(room)
+            missing = length - self._count(made[0])
+            if missing >= 0 and len(made[0]) > len(best[0]):
+                best = made
+            if 0 <= missing <= SLACK * length:
+                break
+            room += missing
+        if not best[0]:
+            raise ValueError(f"context_lengths must leave room for what is hidden in the text, got {length}")
         return best
 
-    def _round(self, start: int, first: int) -> Iterator[str]:
-        """Pieces from a place on, without end: after the last document comes the first."""
-        yield from self._books[start][1][first:]
-        while True:
-            start = (start + 1) % len(self._books)
-            yield from self._books[start][1]
-
-    def _take(self, pieces: Iterator[str], room: int) -> list[str]:
-        """Pieces that fill the room; the last one is cut after a word."""
-        taken = list[str]()
-        for piece in pieces:
-            if (size := self._measure(piece)) > room:
-                head, _ = self._cut(piece, room)
-                return [*taken, head] if head else taken
-            taken.append(piece)
-            room -= size
+    def _filler(self, start: int, first: int, room: int) -> list[str]:
+        """Lines that fill the room, from a line of a document on; after the last document comes the first."""
+        books = cycle(lines for _, lines in [*self._books[start:], *self._books[:start]])
+        taken = []
+        for line in islice(chain.from_iterable(books), first, None):
+            room -= self.size(line)
+            if room < 0:
+                break
+            taken.append(line)
         return taken
 
-    def _split(self, pieces: Sequence[str], tokens: int, cell: Cell) -> tuple[list[str], list[str]]:
-        """Pieces up to a place, and those after it; the one in which it lies is cut after a line, or else a word."""
-        for index, piece in enumerate(pieces):
-            if (size := self._measure(piece)) > tokens:
-                parts = self._cut(piece, tokens, round(SLACK * cell.length))
-                head, tail = ([part] if part.strip() else [] for part in parts)
-                return [*pieces[:index], *head], [*tail, *pieces[index + 1 :]]
-            tokens -= size
-        return list(pieces), []
-
-    def _scattered(
-        self, pieces: list[str], needles: Sequence[str], shares: Sequence[float], cell: Cell
-    ) -> Iterator[tuple[str, bool]]:
-        """Pieces with needles at shares of what they are together, ascending; says of each whether it is a needle."""
-        total, done = self.length(pieces), 0
-        for needle, share in zip(needles, shares, strict=True):
-            head, pieces = self._split(pieces, round(share * total) - done, cell)
-            done += self.length(head)
-            yield from _plain(head)
-            yield needle, True
-        yield from _plain(pieces)
-
-    def _cut(self, piece: str, tokens: int, slack: int | None = None) -> tuple[str, str]:
-        """The beginning of a piece, and the rest.
-
-        It ends with a word, or in one that is longer than words are.
-
-        Args:
-            piece: To be cut.
-            tokens: Of the beginning, at most; with `slack` as near as a word ends.
-            slack: It ends with a line where one ends at most so many tokens before.
-        """
-        ends = [0, *(word.end() for word in WORD.finditer(piece))]
-
-        def size(end: int) -> int:
-            return self._count(f"{piece[:end]}\n") if end else 0
-
-        last = bisect_right(ends, tokens, key=size) - 1
-        if slack is not None and last + 1 < len(ends):
-            last += size(ends[last + 1]) - tokens < tokens - size(ends[last])
-        end = ends[last]
-        line = piece.rfind("\n", 0, end)
-        if slack is not None and line > 0 and self._count(piece[line:end]) <= slack:
-            end = line
-        return piece[:end], piece[end + (end > 0 and piece[end : end + 1].isspace()) :]
-
-    def _measure(self, piece: str) -> int:
-        if piece not in self._lengths:
-            self._lengths[piece] = max(self._count(f"{piece}\n"), 1)
-        return self._lengths[piece]
+    def _planted(self, filler: Sequence[str], needles: Sequence[tuple[float, str]]) -> Planted:
+        """Put needles between lines, as near to their places in the filler as a line ends; places ascend."""
+        sizes = [self.size(line) for line in filler]
+        middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        text, done, ranges = "", 0, list[Range]()
+        for place, needle in needles:
+            index = bisect_right(middles, place)
+            text += "".join(f"{line}\n" for line in filler[done:index])
+            ranges.append((len(text), len(text) + len(needle)))
+            text += f"{needle}\n"
+            done = index
+        text += "".join(f"{line}\n" for line in filler[done:])
+        return text.removesuffix("\n"), ranges
 
 
-def plant(lines: Iterable[tuple[str, bool]]) -> Planted:
-    """Texts as lines of one context.
-
-    Args:
-        lines: Texts in order, each with whether it is a needle.
-
-    Returns:
-        The context, and the range of characters of each needle.
-    """
-    texts, ranges, start = [], [], 0
-    for text, is_needle in lines:
-        texts.append(text)
-        if is_needle:
-            ranges.append((start, start + len(text)))
-        start += len(text) + 1
-    return "\n".join(texts), ranges
-
-
-def _plain(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    return ((piece, False) for piece in pieces)
-
-
-def _pieces(book: Document) -> list[str]:
-    pieces, piece, size = [], list[str](), 0
+def _lines(book: Document) -> list[str]:
+    lines = []
     for line in book.text.split("\n"):
-        long = len(line) > 4 * PIECE_CHARACTERS
-        for part in textwrap.wrap(line, PIECE_CHARACTERS, break_on_hyphens=False) if long else [line]:
-            piece.append(part)
-            size += len(part)
-            if size >= PIECE_CHARACTERS:
-                pieces.append("\n".join(piece))
-                piece, size = [], 0
-    if size:
-        pieces.append("\n".join(piece))
-    return pieces
+        lines += [line] if len(line) <= LINE_CHARACTERS else textwrap.wrap(line, LINE_CHARACTERS)
+    return lines
+
+
+def needle(source: Source) -> Iterator[Question]:
+    """A pass key, or one of several keys with values, to be found again."""
+    make = {"passkey": _pass_key, "key_value": _key_values}[source.variant]
+    haystack = Haystack(source)
+    for cell in cells(source.reading):
+        rng = source.random(source.variant, cell)
+        asked, others, prompt, answer = make(rng, source.split)
+        is_before = [rng.random() < cell.depth for _ in others]
+        before = [other for other, first in zip(others, is_before, strict=True) if first]
+        after = [other for other, first in zip(others, is_before, strict=True) if not first]
+        book, context, ranges = haystack.hide(before, asked, after, cell, rng)
+        yield Question(
+            name=f"{source.variant}:{cell.length}:{cell.depth:g}:{cell.number}",
+            source=book,
+            context=context,
+            prompt=prompt,
+            answers=(answer,),
+            supporting=(ranges[len(before)],),
+            length=cell.length,
+            depth=cell.depth,
+        )
+
+
+def _pass_key(rng: random.Random, split: str) -> tuple[str, list[str], str, str]:
+    """The needle asked for, the others, the prompt and the answer."""
+    key = _number(rng, split, 5)
+    fact = f"The pass key is {key}. Remember it. {key} is the pass key."
+    return fact, [], "\n\nWhat is the pass key? The pass key is", key
+
+
+def _key_values(rng: random.Random, split: str) -> tuple[str, list[str], str, str]:
+    pairs = {_number(rng, split, 6): _number(rng, split, 6) for _ in range(NUM_PAIRS)}
+    facts = [f"The value of key {key} is {value}." for key, value in pairs.items()]
+    key, value = next(iter(pairs.items()))
+    return facts[0], facts[1:], f"\n\nWhat is the value of key {key}? The value of key {key} is", value
+
+
+def _number(rng: random.Random, split: str, digits: int) -> str:
+    """A random number of the split: no key of training is asked for in a test."""
+    while hash_split(number := str(rng.randrange(10 ** (digits - 1), 10**digits))) != split:
+        pass
+    return number
+
+
+def recite(source: Source) -> Iterator[Question]:
+    """A passage, which is then to be written again from its beginning."""
+    haystack = Haystack(source, "fineweb")
+    for number in range(source.reading.per_cell * len(source.reading.depths)):
+        for length in source.reading.lengths:
+            book, passage = haystack.passage(length, source.random(length, number))
+            yield Question(
+                name=f"recite:{length}:{number}",
+                source=book,
+                context=passage,
+                prompt="\n\nThe same text again, from the beginning:\n\n",
+                answers=(passage,),
+                supporting=((0, len(passage)),),
+                length=length,
+            )
+
+
+TASKS = (
+    Task(
+        name="needle",
+        kind="questions",
+        about="a pass key, or one of 16 keys with values (--task_subset key_value), hidden in text",
+        authors="after Mohtashami and Jaggi (arXiv:2305.16300); made here, by the seed",
+        licence="that of the haystack",
+        local="none needed; --haystack names the text: stdlib, pg19, a directory, ...",
+        read=needle,
+        splits=(),
+        variants=("passkey", "key_value"),
+        made_here=True,
+    ),
+    Task(
+        name="recite",
+        kind="questions",
+        about="a passage and the same again, of which the second is scored; of --context_lengths each",
+        authors="made here, from fineweb or any --haystack",
+        licence="that of the haystack",
+        local="none needed; --haystack names the text: fineweb, stdlib, a directory, ...",
+        read=recite,
+        splits=(),
+        made_here=True,
+    ),
+)

@@ -1,53 +1,43 @@
-"""What a task is, and what its reader is given.
+"""The entry of a task, and the source that its function reads.
 
-A task is one entry (`Task`) and one function that makes documents or questions of a `Source`. Where the rows come from
-(a local copy or the hub) and which of them belong to a split is the same for all tasks and decided here.
+A task is one entry (`Task`) and one function that makes documents or questions of a `Source`. Reading rows from a local
+copy or the hub, and choosing those of a split, is the same for all tasks and done here.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from hmt.files import is_visible, kind_of
+from hmt.files import is_visible
 from hmt.pretrained import mapped
-from hmt.text.documents import SPLITS, TEXT_SUFFIXES, Document, split_files
-from hmt.text.hub import hub_rows
-from hmt.text.questions import Question
-from hmt.text.tables import TABLE_SUFFIXES, Row, table_rows
-from hmt.text.tasks.splits import portions
+from hmt.text.documents import SPLITS, Document, hash_split, split_files
+from hmt.text.tables import TABLE_SUFFIXES, Row, hub_rows, table_rows
 
 Item = TypeVar("Item")
-
-HAYSTACK = "stdlib"
-"""Text that needles are hidden in where none is named: it is there without any hub."""
-
-
-def count_words(text: str) -> int:
-    """Words of a text: what lengths mean where no tokenizer is at hand."""
-    return len(text.split())
+ALL = frozenset(SPLITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How tasks are read: the settings of a run that tasks know of.
+    """Settings of a run that tasks depend on.
 
     Attributes:
         subset: Configuration or variant of the task; its own default where None.
-        text_column: Column that holds the text in tables.
-        seed: Of everything drawn at random.
+        text_column: Column of the text in tables.
+        seed: Random seed.
         shuffle: Take documents and questions in an order drawn with the seed.
         streaming: Read a hub's data set row by row instead of fetching it first.
-        fuse_size: Items whose contexts are put together into one.
+        fuse_size: Number of pubmed_qa abstracts in one context.
         haystack: Text task that generated questions are hidden in; the task's own where None.
-        lengths: Lengths of generated contexts, in what `count_tokens` counts.
-        depths: Depths (0 to 1) of what is asked for in generated contexts.
+        lengths: Lengths of generated contexts, as `count_tokens` counts.
+        depths: Depths (0 to 1) of needles in generated contexts.
         per_cell: Generated questions for each pair of length and depth.
-        count_tokens: Measures a text.
+        count_tokens: Length of a text; words where no tokenizer is at hand.
     """
 
     subset: str | None = None
@@ -60,7 +50,7 @@ class Reading:
     lengths: tuple[int, ...] = (1024, 4096)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     per_cell: int = 10
-    count_tokens: Callable[[str], int] = count_words
+    count_tokens: Callable[[str], int] = lambda text: len(text.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,42 +58,34 @@ class Task:
     """An entry of the registry.
 
     Attributes:
-        name: As in `--task_name`.
+        name: Name for `--task_name`.
         kind: "text", or "questions" with answers.
-        about: What it is, in one line.
-        source: Who made it, and where it is described.
-        licence: As its source states it.
-        length: How long its texts are.
-        columns: Columns of its rows on the hub.
-        local: What a local copy holds: files of its authors, or of the hub.
-        splits: Splits that the source itself has; () where it has none.
-        hub_id: Where it is on the hub; None where it is on none, or is made here.
-        subset: Configuration that is read where none is named.
-        subsets: Configurations that there are.
-        variants: What can be made of the same rows, named like a configuration; the first where none is named.
+        about: One line on its content and size.
+        authors: Authors and paper.
+        licence: Licence as its authors state it.
+        local: Files that a local copy holds.
+        read: Makes the documents or questions of a source.
+        splits: Splits that the authors made; () where there are none.
+        hub_id: Data set of the hub; None where there is none.
+        subset: Configuration on the hub that is read by default.
         revision: Branch on the hub, where it is not the main one.
-        made_here: It can be had without a hub and without a local copy.
-        documents: Makes documents of a source.
-        questions: Makes questions of a source.
+        variants: Questions that can be made of the same rows, chosen like a configuration; the first by default.
+        made_here: True if it needs neither a hub nor a local copy.
     """
 
     name: str
     kind: Literal["text", "questions"]
     about: str
-    source: str
+    authors: str
     licence: str
-    length: str
-    columns: tuple[str, ...]
     local: str
-    splits: tuple[str, ...] = ("train", "validation", "test")
+    read: Callable[[Source], Iterable[Any]]
+    splits: tuple[str, ...] = SPLITS
     hub_id: str | None = None
     subset: str | None = None
-    subsets: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
     revision: str | None = None
+    variants: tuple[str, ...] = ()
     made_here: bool = False
-    documents: Callable[[Source], Iterable[Document]] | None = None
-    questions: Callable[[Source], Iterable[Question]] | None = None
 
     @property
     def directory(self) -> Path | None:
@@ -115,7 +97,7 @@ class Task:
 
     @property
     def instead(self) -> str:
-        """What to do where the hub is not at hand."""
+        """Remedy where the hub is not at hand."""
         if self.name == self.hub_id:  # a data set that the registry does not know
             return "give a directory with train, validation and test as .txt, .jsonl or .parquet"
         return f"give a copy with --hub_map {self.name}=DIR ({self.local})"
@@ -126,32 +108,31 @@ class Source:
     """One split of a task, wherever its rows come from.
 
     Attributes:
-        task: The entry.
+        task: Entry of the task.
         split: "train", "validation" or "test".
         reading: Settings of the run.
-        texts: Documents of another task, by name and split: what haystacks are made of.
+        texts: Documents of another task by its name, of the same split, for haystacks.
     """
 
     task: Task
     split: str
     reading: Reading
-    texts: Callable[[str, str], Iterator[Document]] = field(repr=False)
+    texts: Callable[[str], Iterator[Document]] = field(repr=False)
 
     @property
     def subset(self) -> str | None:
         """The configuration that is read."""
-        chosen = self.reading.subset
-        return self.task.subset if chosen is None or chosen in self.task.variants else chosen
+        return self.task.subset if self.reading.subset in (None, *self.task.variants) else self.reading.subset
 
     @property
     def variant(self) -> str:
-        """Which of the task's variants is made.
+        """The variant of the questions that is made.
 
         Raises:
-            ValueError: If there is none of that name, and no configuration either.
+            ValueError: If there is none of that name.
         """
         chosen, variants = self.reading.subset or self.task.variants[0], self.task.variants
-        if chosen not in variants and chosen not in self.task.subsets:
+        if chosen not in variants:
             raise ValueError(f"task_subset of {self.task.name} must be one of {', '.join(variants)}, got {chosen!r}")
         return chosen
 
@@ -165,6 +146,11 @@ class Source:
         folders = [directory / name for name in (*names, "data")]
         return next((folder for folder in folders if folder.is_dir()), directory)
 
+    @property
+    def where(self) -> str:
+        """The local copy or the hub id, for messages."""
+        return str(self.directory or self.task.hub_id or "no place")
+
     def file(self, pattern: str) -> Path | None:
         """The first file of the local copy, anywhere in it, that matches a pattern."""
         if self.directory is None:
@@ -172,9 +158,26 @@ class Source:
         found = sorted(self.directory.rglob(pattern))
         return next((file for file in found if is_visible(file, self.directory)), None)
 
+    def needed_file(self, name: str) -> Path:
+        """A file of the local copy.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        if (file := self.file(name)) is None:
+            raise FileNotFoundError(f"{self.where} has no {name}; expected {self.task.local}")
+        return file
+
     def random(self, *of: Hashable) -> random.Random:
-        """Random numbers that depend on the seed, the split and whatever else is named, and on nothing else."""
+        """Random numbers that depend on the seed, the split and the arguments, and on nothing else."""
         return random.Random(repr((self.reading.seed, self.task.name, self.split, *of)))
+
+    @cached_property
+    def own_splits(self) -> tuple[str, ...]:
+        """Splits that a local copy has files of, or those of the authors on the hub."""
+        if self.directory is None:
+            return self.task.splits
+        return tuple(split for split in SPLITS if split_files(self.directory, split))
 
     def of_split(
         self,
@@ -182,46 +185,30 @@ class Source:
         document: Callable[[Item], str],
         own: tuple[str, ...] | None = None,
     ) -> Iterator[Item]:
-        """What belongs to this split (see `portions`).
+        """Items of this split (see `split_parts`).
 
         Args:
-            read: Gives what is in one split of the source; with None all there is.
-            document: Name of the document behind an item.
-            own: Splits of the source, where the names of its files do not tell.
+            read: Gives the items of one of the source's own splits, or all items for None.
+            document: Gives the name of the document behind an item.
+            own: The source's own splits, where the names of its files do not tell.
 
         Raises:
             FileNotFoundError: If there is no such split, and nothing to take it from.
         """
         own = self.own_splits if own is None else own
-        portion = portions(own, self.task.splits).get(self.split)
-        if portion is None:
+        if self.split not in (parts := split_parts(own, self.task.splits)):
             raise FileNotFoundError(
                 f"{self.task.name} has no {self.split} split in {self.where}: found {', '.join(own)}"
             )
-        return (item for item in read(portion.own) if portion.drawn is None or portion.keeps(document(item)))
+        part, drawn = parts[self.split]
+        return (item for item in read(part) if drawn == ALL or hash_split(document(item)) in drawn)
 
-    @cached_property
-    def own_splits(self) -> tuple[str, ...]:
-        """Splits of the source: those whose files a local copy has, or those of the data set on the hub."""
-        if self.directory is None:
-            return self.task.splits
-        return tuple(split for split in SPLITS if self.files(split))
-
-    def files(self, split: str | None, suffixes: tuple[str, ...] = TEXT_SUFFIXES + TABLE_SUFFIXES) -> list[Path]:
-        """Files of one split of the local copy; with None all of them."""
-        assert self.directory is not None
-        if split is not None:
-            return split_files(self.directory, split, suffixes, between="._-")
-        found = (file for file in self.directory.rglob("*") if kind_of(file) in suffixes)
-        return sorted(file for file in found if is_visible(file, self.directory))
-
-    @property
-    def where(self) -> str:
-        """Where the task is read from, for a person."""
-        return str(self.directory or self.task.hub_id or "no place")
+    def rows(self, document: Callable[[Row], str]) -> Iterator[Row]:
+        """Rows of this split, of the documents named by `document`."""
+        return self.of_split(self.rows_of, document)
 
     def rows_of(self, split: str | None) -> Iterator[Row]:
-        """The rows of one split of the source; with None of all of it.
+        """Rows of one of the source's own splits; all rows for None.
 
         Raises:
             FileNotFoundError: If a local copy has no table.
@@ -238,9 +225,55 @@ class Source:
                 instead=f"; {self.task.instead}",
             )
             return
-        files = self.files(split, TABLE_SUFFIXES)
+        files = split_files(self.directory, split, TABLE_SUFFIXES)
         if not files:
             raise FileNotFoundError(f"{self.directory} holds no {self.task.name}: expected {self.task.local}")
         for file in files:
             for _, row in table_rows(file):
                 yield row
+
+
+def split_parts(own: Collection[str], authored: Collection[str]) -> dict[str, tuple[str | None, frozenset[str]]]:
+    """The part of a source that makes each split; a split is absent where there is nothing to take it from.
+
+    A split that is there is read as it is. Where the source has none of a name, validation is a tenth of its train
+    split; test is its validation split where it has one (validation then comes from train), else another tenth of
+    train. A source without splits is cut up likewise. The train split is always without what it lends.
+
+    Args:
+        own: Splits that are there.
+        authored: Splits that the authors made: where a copy lacks one of them, nothing stands in.
+
+    Returns:
+        For each split one of the source's own splits (None for all of it), and the hashes (see `hash_split`) of the
+        documents that belong to it.
+    """
+    if not own:
+        return {split: (None, frozenset({split})) for split in SPLITS}
+    parts: dict[str, tuple[str | None, frozenset[str]]] = {split: (split, ALL) for split in SPLITS if split in own}
+    if "train" not in own:
+        return parts
+    missing = ALL - set(own) - set(authored)
+    if "test" not in own and "validation" in own and not {"test", "validation"} <= set(authored):
+        parts["test"] = parts.pop("validation")
+        missing = frozenset({"validation"})
+    parts |= {split: ("train", frozenset({split})) for split in missing}
+    if missing:
+        parts["train"] = ("train", ALL - missing)
+    return parts
+
+
+def groups(items: list[Item], keys: Callable[[Item], Iterable[str]]) -> list[str]:
+    """The name of each item's group: items that share a key, directly or through others, are of one group."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for item in items:
+        first, *others = sorted({root(key) for key in keys(item)})
+        parent.update(dict.fromkeys(others, first))
+    return [root(next(iter(keys(item)))) for item in items]

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from hmt.text.questions import Question
@@ -149,67 +147,9 @@ def test_stories_are_asked_about_whole_or_in_summary(tmp_path: Path, monkeypatch
     assert story.answers == summary.answers
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("data/qa2/4k.json",),
-        ("data/qa2/4k.jsonl",),
-        ("4k/qa2-00000-of-00002.parquet", "4k/qa2-00001-of-00002.parquet"),
-        ("qa2/4k-00000-of-00001.parquet",),
-        ("1k/copy/4k/qa2/0000.parquet",),
-        ("4k/qa2-00000-of-00001.parquet", "data/qa2/4k.json"),
-    ],
-    ids=str,
-)
-def test_babilong_in_each_layout(names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"input": f"P{n} left. P{n} sat.", "question": "Who? ", "target": f"{n % 2} "} for n in range(6)]
-    others = ("data/qa2/14k.json", "data/qa1/4k.json", "data/qa20/4k.json", "data/qa2/1k.json")
-    for name in others:
-        copies.jsonl(tmp_path / name, [{"input": "P9", "question": "?", "target": "9"}] * 2)
-    shards = sum(name.endswith("of-00002.parquet") for name in names) or 1
-    for number, name in enumerate(names):
-        part = rows[6 // shards * number :][: 6 // shards] if shards > 1 else rows
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(part), file)
-        else:
-            lines = [json.dumps(row) for row in part]
-            file.write_text("\n".join(lines) if file.suffix == ".jsonl" else f"[{', '.join(lines)}]")
-    questions = read("babilong", tmp_path, monkeypatch, subset="4k/qa2")
-    assert [question.context for question in questions] == [row["input"] for row in rows]
-    assert [question.answers for question in questions] == [("0",), ("1",)] * 3
-    assert {question.choices for question in questions} == {("0", "1")}
-    assert {question.prompt for question in questions} == {"\n\nQuestion: Who?\nAnswer:"}
-    assert len({question.source for question in questions}) == len({question.name for question in questions}) == 6
-    with pytest.raises(FileNotFoundError, match=r"has no 8k/qa2 of babilong: expected the hub's tables"):
-        read("babilong", tmp_path, monkeypatch, subset="8k/qa2")
-    for split in ("train", "validation"):
-        with pytest.raises(FileNotFoundError, match=rf"babilong has no {split} split in .*: found test"):
-            load_questions("babilong", split, subset="4k/qa2")
-
-
-def test_lengths_of_babilong_are_configurations_of_the_hub_and_tasks_its_splits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
-
-    def hub_rows(hub_id: str, split: str, **settings: Any) -> list[dict[str, str]]:
-        asked.append((hub_id, settings["subset"], split))
-        return [{"input": "P1 left.", "question": "Who left?", "target": "P1"}]
-
-    monkeypatch.delenv("HMT_HUB_MAP", raising=False)
-    monkeypatch.setattr("hmt.text.tasks.task.hub_rows", hub_rows)
-    assert load_questions("RMT-team/babilong", "test", subset="1M/qa10")[0].answers == ("P1",)
-    assert load_questions("babilong", "test")[0].context == "P1 left."
-    assert asked == [("RMT-team/babilong", "1M", "qa10"), ("RMT-team/babilong", "4k", "qa1")]
-    with pytest.raises(FileNotFoundError, match="babilong has no train split in RMT-team/babilong: found test"):
-        load_questions("babilong", "train")
-
-
 def test_a_task_with_an_answer_that_is_blank_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies.eda_qa(tmp_path, "first")
     file = tmp_path / "ORD-QA.jsonl"
     file.write_text(re.sub(r'"answer": "[^"]*"', '"answer": " "', file.read_text()))
-    with pytest.raises(ValueError, match=r"answers must hold at least one text, question ORD-QA:\d+ has none"):
+    with pytest.raises(ValueError, match="ORD-QA"):
         read("eda_qa", tmp_path, monkeypatch)
