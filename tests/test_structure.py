@@ -20,7 +20,7 @@ VERBS = (
     "generate",
     "chat",
     "serve",
-    "published",
+    "compat",
     "convert",
     "demo",
     "tasks",

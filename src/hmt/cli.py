@@ -20,7 +20,7 @@ from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
 from hmt.files import read_yaml
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
-from hmt.published import PublishedOptions
+from hmt.compat.published import PublishedOptions
 from hmt.terminal import EscapingFormatter, escaped
 
 VERBS: dict[str, tuple[type, str]] = {
@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[type, str]] = {
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
 
-HIDDEN = {"published": (PublishedOptions, "hmt.published")}
+HIDDEN = {"published": (PublishedOptions, "hmt.compat.published")}
 """Verbs of other programs: `hmt_src/main.py`."""
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hmt.model.legacy import convert_checkpoint
+from hmt.compat.legacy import convert_checkpoint
 from hmt.options import ConvertOptions
 
 

@@ -102,7 +102,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path, run_cli
     torch.save({"mem": Malicious(tmp_path / "ran")}, tmp_path / "weights.pth")
     status, _, complaint = convert(run_cli, tmp_path / "weights.pth", tmp_path / "out")
     assert status == 2
-    assert "cannot read weights from" in complaint
+    assert "weights.pth" in complaint
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
 
@@ -139,7 +139,7 @@ def test_weights_that_do_not_fit_are_named(
 def test_missing_files_are_named(tmp_path: Path, run_cli: Any) -> None:
     for state, backbone, message in (
         (tmp_path / "none.pth", CASE / "backbone", "no weights at"),
-        (tmp_path, CASE / "backbone", "is a directory, but no DeepSpeed checkpoint"),
+        (tmp_path, CASE / "backbone", "expected one ZeRO checkpoint"),
         (CASE / "reference_state.safetensors", tmp_path, "no config.json in"),
     ):
         status, _, complaint = convert(run_cli, state, tmp_path / "out", backbone=backbone)
