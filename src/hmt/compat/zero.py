@@ -17,6 +17,7 @@ import math
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def read_pickle(file: Path) -> dict[str, Any]:
         OSError: If the file is damaged, is no table, or asks for anything but tensors and plain containers; names it.
     """
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of a hostile pickle
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UNREADABLE as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
