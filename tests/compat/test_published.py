@@ -97,10 +97,11 @@ def test_the_published_commands_run_one_after_the_other(hub: Path, capsys: Any) 
     tested = capsys.readouterr().out
     assert tested.startswith("test: loss ")
     assert tested.strip() in trained  # the same weights, the same samples
+    before = sorted(path.name for path in hub.iterdir() if path.is_dir() and "ckpt" in path.name)
     assert published(PG19) == 0
     said = capsys.readouterr().out
     assert "for 4 steps" in said
-    assert "nothing was kept" in said
+    assert sorted(path.name for path in hub.iterdir() if path.is_dir() and "ckpt" in path.name) == before
     assert "4 samples of up to 2,000 tokens" in said
 
 
@@ -200,7 +201,8 @@ def test_segments_begin_with_the_text_and_another_alignment_is_refused_in_one_li
     for alignment in ("right", "center", "up"):
         assert published(TRAIN, "--segment_alignment", alignment) == 2
         complaint = capsys.readouterr().err
-        assert f"segment_alignment must be left{' (of left, right, center)' * (alignment == 'up')}, got" in complaint
+        assert "segment_alignment" in complaint
+        assert alignment in complaint
         assert complaint.count("\n") == 1
     PublishedOptions(segment_alignment="left").check()
 
