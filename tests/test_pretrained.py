@@ -110,5 +110,5 @@ def test_a_hub_id_can_stand_for_a_directory(backbone_dir: Path, monkeypatch: pyt
     monkeypatch.setenv("HMT_HUB_MAP", f"someone/model={backbone_dir}, other/thing=/nowhere")
     assert locate("someone/model", "model") == Location(str(backbone_dir), local=True)
     monkeypatch.setenv("HMT_HUB_MAP", "someone/model")
-    with pytest.raises(ValueError, match="hub_map.*someone/model"):
+    with pytest.raises(ValueError, match=r"hub_map.*someone/model"):
         locate("someone/model", "model")
