@@ -18,9 +18,9 @@ from typing import Any
 
 from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
+from hmt.compat.published import PublishedOptions
 from hmt.files import read_yaml
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
-from hmt.compat.published import PublishedOptions
 from hmt.terminal import EscapingFormatter, escaped
 
 VERBS: dict[str, tuple[type, str]] = {
