@@ -35,9 +35,7 @@ def test_without_package_and_hub_there_is_one_clear_line_in_time(monkeypatch: py
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1")  # reserved for documentation: never answers
     started = time.perf_counter()
-    with pytest.raises(
-        OSError, match=r"no model 'smollm2-135m': .* the hub cannot be reached; give a directory \(or inst"
-    ):
+    with pytest.raises(OSError, match="smollm2-135m"):
         load_backbone("smollm2-135m")
     assert time.perf_counter() - started < 3
 
@@ -50,12 +48,12 @@ def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["/no/such", "./no", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no model directory at"):
+    with pytest.raises(FileNotFoundError, match=name):
         locate(name, "model")
 
 
 def test_a_name_that_no_hub_can_have_is_refused() -> None:
-    with pytest.raises(OSError, match="no model"):
+    with pytest.raises(OSError, match="what is this"):
         locate("what is this?", "model")
 
 
@@ -80,11 +78,11 @@ def test_a_bos_that_marks_turns_is_no_neutral_prompt(template: str | None, marks
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (401, "the hub refuses (401): log in with"),
-        (403, "the hub refuses (403): log in with"),
-        (429, "too many requests"),
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk of the cache is full (No space left on device)"),
-        (PermissionError(errno.EACCES, "Permission denied"), "the cache cannot be written (Permission denied)"),
+        (401, "hf auth login"),
+        (403, "hf auth login"),
+        (429, "429"),
+        (OSError(errno.ENOSPC, "No space left on device"), "HF_HOME"),
+        (PermissionError(errno.EACCES, "Permission denied"), "HF_HOME"),
     ],
     ids=str,
 )
@@ -102,7 +100,7 @@ def test_what_a_hub_or_a_disk_refuses_is_one_line_with_a_remedy(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr(pretrained, "locate", lambda *_: Location("someone/model", local=False))
-    with pytest.raises(OSError, match="cannot load model someone/model") as caught:
+    with pytest.raises(OSError, match="someone/model") as caught:
         load_backbone("someone/model")
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -112,5 +110,5 @@ def test_a_hub_id_can_stand_for_a_directory(backbone_dir: Path, monkeypatch: pyt
     monkeypatch.setenv("HMT_HUB_MAP", f"someone/model={backbone_dir}, other/thing=/nowhere")
     assert locate("someone/model", "model") == Location(str(backbone_dir), local=True)
     monkeypatch.setenv("HMT_HUB_MAP", "someone/model")
-    with pytest.raises(ValueError, match="hub_map must be written as ID=DIR,ID=DIR, got someone/model"):
+    with pytest.raises(ValueError, match=r"hub_map.*someone/model"):
         locate("someone/model", "model")

@@ -1,6 +1,6 @@
 """Files and directories that appear whole or not at all, written by one process at a time.
 
-Files are readable by their user alone: most hold something of the user's text. Checkpoints, which are made to be
+Files are readable by their user alone, since most hold something of the user's text. Checkpoints, which are made to be
 shared, get the permissions that the umask leaves.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import re
 import secrets
@@ -20,28 +19,33 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from hmt.files import read_settings
+
 try:
     import fcntl
-except ImportError:  # a system without locks of this kind: nothing keeps a second writer away there
+except ImportError:  # Windows: a second writer is not kept away there
     fcntl = None  # type: ignore[assignment]
 
 PRIVATE = 0o600
 
 DEVICES = (Path("/dev"), Path("/proc"))
-"""Where names stand for devices and open files, which are written to and never replaced."""
+"""Names in here are devices and open files, which are written to and never replaced."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of network drives without locks."""
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
 _locked: dict[Path, int] = {}
-"""Directories that this process writes, and how often it has begun to."""
+"""Directories that this process is writing, and how often it has locked them."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`; it takes the place of `path` when the block ends without an error.
+    """Yield a path to write to; the file takes the place of `path` when the block ends without an error.
 
-    A device or a pipe is written to itself.
+    A device or a pipe is written to directly.
     """
     if path.exists() and (not path.is_file() or any(folder in path.absolute().parents for folder in DEVICES)):
         with _write_errors(path):
@@ -61,10 +65,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def open_log(path: Path) -> int:
-    """A descriptor to append to a file with, for its user alone.
+    """Open a private file to append to; returns its descriptor.
 
     Raises:
-        OSError: If it cannot be opened, or is a link: what is behind it may be anything.
+        OSError: If it cannot be opened, or is a symbolic link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -77,20 +81,20 @@ def open_log(path: Path) -> int:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill beside `path`; it takes the place of `path` when the block ends without an error.
+    """Yield a directory to fill; it takes the place of `path` when the block ends without an error.
 
-    The two change places in one step where the system has one (Linux). Elsewhere the old directory stands aside for a
-    moment, from where `recover_directory` takes it if the writer is killed in between.
+    The two change places in one step on Linux. Elsewhere the old directory stands aside for a moment, from where
+    `recover_directory` takes it if the writer is killed in between.
 
     Raises:
-        FileExistsError: If `path` is a file, or a directory that holds something else than a checkpoint.
-        OSError: If another process writes it.
+        FileExistsError: If `path` is a file, or a directory that holds anything but a checkpoint.
+        OSError: If another process is writing it.
     """
     path = path.resolve()
     with locked_directory(path):
         recover_directory(path)
         check_output_directory(path)
-        for left in _left_over(path):
+        for left in _left_over(path, "new", "old"):
             shutil.rmtree(left, ignore_errors=True)
         unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
         unfinished.mkdir()
@@ -107,62 +111,55 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked_directory(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing a directory. The system releases the lock of a process that ends.
+    """Keep other processes from writing a directory; the system releases the lock of a process that ends.
 
     Args:
-        path: The directory, which need not be there.
-        wait: Wait for another process that writes it.
+        path: Directory, which need not exist.
+        wait: Wait for another process that is writing it.
 
     Raises:
-        OSError: If another process writes it and is not waited for.
+        OSError: If another process is writing it.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or path in _locked:
-        _locked[path] = _locked.get(path, 0) + 1
-        try:
-            yield
-        finally:
-            _locked[path] -= 1
-            if not _locked[path]:
-                del _locked[path]
-        return
     lock = path.with_name(f".{path.name}.lock")
-    descriptor = _take_lock(lock, wait)
-    if descriptor is None:
-        raise OSError(f"{path} is being written by another process; wait for it, or name another directory")
-    _locked[path] = 1
+    descriptor = None if fcntl is None or path in _locked else _take_lock(lock, path, wait)
+    _locked[path] = _locked.get(path, 0) + 1
     try:
         yield
     finally:
-        del _locked[path]
-        lock.unlink(missing_ok=True)  # before it is released: who waits for it looks whether it is still there
-        os.close(descriptor)
+        _locked[path] -= 1
+        if not _locked[path]:
+            del _locked[path]
+        if descriptor is not None:
+            lock.unlink(missing_ok=True)  # before it is released: a waiting process checks that it is still there
+            os.close(descriptor)
 
 
-def _take_lock(lock: Path, wait: bool) -> int | None:
-    """A descriptor of the locked file; None where another process has it."""
+def _take_lock(lock: Path, path: Path, wait: bool) -> int:
+    """Descriptor of the locked file."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:  # the one before has just taken it away
+        except FileNotFoundError:  # its last owner has just removed it
             pass
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network drives have no locks
+            if error.errno in NO_LOCKS:
                 return descriptor
             os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise OSError(
+                    f"{path} is being written by another process; wait for it, or name another directory"
+                ) from error
             raise
         os.close(descriptor)
 
 
 def _put_in_place(new: Path, path: Path) -> None:
-    """Move a directory to where another one may be, in one step where the system has one."""
+    """Move a directory to a place that may be taken, in one step if the system can."""
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):
@@ -178,7 +175,7 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two directories change places; False where the system or the disk cannot."""
+    """Let two directories change places; False if the system or the disk cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False
@@ -191,7 +188,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """Errors of writing as what they are, an OSError: safetensors and torch have their own for a full disk."""
+    """Turn the errors that safetensors and torch have for a full disk into an OSError."""
     try:
         yield
     except SafetensorError as error:
@@ -205,33 +202,28 @@ def _write_errors(path: Path) -> Iterator[None]:
 def recover_directory(path: Path) -> None:
     """Bring back the directory of a writer that was killed while it put a new one in its place."""
     path = path.resolve()
-    if path.exists() or not any(left.suffix == ".old" for left in _left_over(path)):
+    if path.exists() or not _left_over(path, "old"):
         return
-    with contextlib.suppress(OSError), locked_directory(path):  # unless the writer is about to end it
-        for left in _left_over(path):
-            if left.suffix == ".old" and not path.exists():
-                left.rename(path)
+    with contextlib.suppress(OSError), locked_directory(path):  # unless the writer is still at it
+        if not path.exists():
+            _left_over(path, "old")[0].rename(path)
 
 
-def _left_over(path: Path) -> list[Path]:
-    """Directories beside a path that writers of it made and did not take away."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.(new|old)")
-    return [entry for entry in _entries(path.parent) if pattern.fullmatch(entry.name)]
-
-
-def _entries(folder: Path) -> list[Path]:
+def _left_over(path: Path, *kinds: str) -> list[Path]:
+    """Directories that killed writers of `path` left beside it."""
+    pattern = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{16}}\.({'|'.join(kinds)})")
     try:
-        return sorted(folder.iterdir())
+        return sorted(entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name))
     except OSError:
         return []
 
 
 def check_output_directory(path: Path) -> None:
-    """Make sure that a checkpoint may take the place of a path: a free one, an empty directory or an old checkpoint.
+    """Check that a checkpoint may be written to a path: a free one, an empty directory or an old checkpoint.
 
     Raises:
         FileExistsError: If something else is there that would be lost.
-        NotADirectoryError: If what should be the directory around it is a file.
+        NotADirectoryError: If its parent is a file.
     """
     _check_parents(path)
     if path.exists() and not path.is_dir():
@@ -243,11 +235,11 @@ def check_output_directory(path: Path) -> None:
 
 
 def check_output_file(path: Path) -> None:
-    """Make sure that a path can become a file.
+    """Check that a path can become a file.
 
     Raises:
         IsADirectoryError: If it is a directory.
-        NotADirectoryError: If what should be its directory is a file.
+        NotADirectoryError: If its parent is a file.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, not a file")
@@ -262,8 +254,8 @@ def _check_parents(path: Path) -> None:
 
 def _is_checkpoint(path: Path) -> bool:
     try:
-        return json.loads((path / "config.json").read_text()).get("model_type") == "hmt"
-    except (OSError, ValueError, AttributeError):
+        return read_settings(path / "config.json").get("model_type") == "hmt"
+    except (OSError, ValueError):
         return False
 
 

@@ -18,10 +18,10 @@ from hmt.files import read_settings
 logger = logging.getLogger(__name__)
 
 CONTENTS = "contents.json"
-"""File of a converted model with the marks of all others."""
+"""File of a converted model with the sizes and digests of the others."""
 
 DIGESTED_BYTES = 1 << 24
-"""Larger files, the weights, are known by their size alone: models start in seconds."""
+"""Larger files, the weights, are checked by size alone: models start in seconds."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BuiltIn:
     hub_id: str
 
     def gguf_path(self) -> Path | None:
-        """The GGUF file of the installed package (which is not imported), or None."""
+        """GGUF file of the package if it is installed; the package is not imported."""
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (path := Path(folder) / self.gguf_file).is_file():
@@ -51,24 +51,24 @@ BUILT_INS = {
 
 
 def cache_dir() -> Path:
-    """Where converted weights are kept: $HMT_CACHE, or `hmt` under $XDG_CACHE_HOME or ~/.cache."""
+    """Directory for converted weights: $HMT_CACHE, or `hmt` under $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("HMT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmt"
 
 
 def converted(name: str, gguf: Path) -> Path:
-    """Directory with the built-in model as safetensors, made on first use, and again where it is damaged.
+    """Directory of the built-in model as safetensors; converted on first use, and again if it is damaged.
 
     Raises:
-        OSError: If it cannot be kept; names HMT_CACHE.
+        OSError: If the directory cannot be written; names HMT_CACHE.
     """
     target = cache_dir() / f"{name}-{gguf.stat().st_size}"
-    if is_whole(target):
+    if _is_whole(target):
         return target
     try:
         with locked_directory(target, wait=True):
-            if not is_whole(target):  # another process may have made it meanwhile
+            if not _is_whole(target):  # another process may have made it meanwhile
                 logger.info("converting %s once, to %s", gguf.name, target)
                 shutil.rmtree(target, ignore_errors=True)
                 with atomic_directory(target) as unfinished:
@@ -80,8 +80,7 @@ def converted(name: str, gguf: Path) -> Path:
     return target
 
 
-def is_whole(folder: Path) -> bool:
-    """True for a directory of `converted` whose files are all as they were written."""
+def _is_whole(folder: Path) -> bool:
     try:
         files = read_settings(folder / CONTENTS)
         return bool(files) and all(_mark_of(folder / name) == mark for name, mark in files.items())
@@ -90,7 +89,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _mark_of(file: Path) -> str:
-    """Size of a file, and its digest unless that takes long."""
+    """Size of a file, and its digest if it is small."""
     size = file.stat().st_size
     return f"{size} {hashlib.sha256(file.read_bytes()).hexdigest()}" if size <= DIGESTED_BYTES else str(size)
 
@@ -108,7 +107,7 @@ def _convert(name: str, gguf: Path, folder: Path) -> None:
 
 
 def dequantized() -> dict[str, Any]:
-    """Arguments of `from_pretrained` that turn a GGUF file into full weights.
+    """Arguments of `from_pretrained` that dequantize a GGUF file.
 
     Raises:
         ImportError: If gguf is not installed; names the extra.

@@ -1,7 +1,6 @@
-"""Files that users give: text, JSON and YAML, with a byte order mark or without, plain or compressed with gzip.
+"""Reading the files that users give: text, JSON and YAML, with or without a byte order mark, plain or gzip.
 
-All of them are read here, so that each is opened once (a pipe cannot be rewound), and so that whatever is wrong with
-one is a `ValueError` or an `OSError` that names it.
+Each file is opened once, since a pipe cannot be rewound. Errors are `ValueError` or `OSError` and name the file.
 """
 
 from __future__ import annotations
@@ -17,22 +16,21 @@ from typing import Any, BinaryIO, cast
 import yaml
 
 BLOCK_BYTES = 1 << 18
-"""Read from a file at one time."""
+"""Bytes read at a time."""
 
 MAX_SETTINGS_BYTES = 1 << 24
-"""Size of the largest JSON file of settings that is read."""
+"""Largest JSON file of settings."""
 
 MAX_YAML_BYTES = 1 << 18
-"""Size of the largest YAML file that is read."""
+"""Largest YAML file."""
 
 BYTE_ORDER_MARK = "\ufeff"
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 def kind_of(file: Path) -> str:
-    """The suffix of a file in lower case, without that of gzip: ".txt" of BOOK.TXT.gz."""
-    name = file.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+    """Suffix of a file in lower case, without that of gzip: ".txt" for BOOK.TXT.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def is_visible(file: Path, folder: Path) -> bool:
@@ -41,11 +39,11 @@ def is_visible(file: Path, folder: Path) -> bool:
 
 
 def text_pieces(file: Path) -> Iterator[str]:
-    r"""The text of a UTF-8 file in pieces; a line ends with "\n", a byte order mark is no part of it.
+    r"""Read a UTF-8 file in pieces, with "\n" at the end of each line and without a byte order mark.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not UTF-8 (says where), or not the gzip file that it begins as.
+        ValueError: If it is not UTF-8 (says where), or a damaged gzip file.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     before, held, begun = 0, "", False
@@ -56,11 +54,11 @@ def text_pieces(file: Path) -> Iterator[str]:
                 block = stream.read(BLOCK_BYTES)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise ValueError(f"{file} is a damaged gzip file: {error}") from error
-            kept = len(decoder.getstate()[0])  # bytes of an unfinished character
+            unfinished = len(decoder.getstate()[0])  # bytes of a character that goes on in this block
             try:
                 piece = held + decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                place = before - kept + error.start
+                place = before - unfinished + error.start
                 raise ValueError(
                     f"{file} is not UTF-8 text: byte {place} is 0x{error.object[error.start]:02x}"
                 ) from error
@@ -76,10 +74,10 @@ def text_pieces(file: Path) -> Iterator[str]:
 
 
 def read_text(file: Path, max_bytes: int | None = None) -> str:
-    """All of the text of `text_pieces`.
+    """Read all of a text file.
 
     Args:
-        file: Where it is.
+        file: Path of the file.
         max_bytes: Refuse a longer text.
 
     Raises:
@@ -96,41 +94,34 @@ def read_text(file: Path, max_bytes: int | None = None) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Args:
         text: The text.
-        where: File, and line if need be, for the complaint.
+        where: File, and line if need be, for the error message.
 
     Raises:
-        ValueError: If it is none, or nested too deeply; names the place.
+        ValueError: If it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also for a number with too many digits
         raise ValueError(f"{where} is not JSON: {error}") from error
-    except ValueError as error:  # a number with too many digits
-        raise ValueError(f"{where} cannot be read as JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply") from error
 
 
 def read_json(file: Path, max_bytes: int | None = None) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is none, nested too deeply or too large; names it.
-    """
+    """Read a JSON file; see `read_text` and `parse_json`."""
     return parse_json(read_text(file, max_bytes), str(file))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """A JSON file that holds named settings.
+    """Read a JSON file that holds named settings.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it does not; names it.
+        ValueError: If it holds anything else; names it.
     """
     values = read_json(file, MAX_SETTINGS_BYTES)
     if not isinstance(values, dict):
@@ -139,7 +130,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, a few of which stand for more than any memory holds."""
+    """YAML without aliases, a few of which can stand for more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -148,11 +139,11 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is none, has aliases, or is nested too deeply or too large; names it.
+        ValueError: If it is not YAML, has aliases, or is nested too deeply or too large; names it.
     """
     try:
         return yaml.load(read_text(file, MAX_YAML_BYTES), _PlainLoader)
@@ -160,3 +151,5 @@ def read_yaml(file: Path) -> Any:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply") from error
+    except ValueError as error:  # impossible dates and numbers
+        raise ValueError(str(error) if str(file) in str(error) else f"{file} is not YAML: {error}") from error

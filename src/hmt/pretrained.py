@@ -1,4 +1,4 @@
-"""Where backbones and tokenizers come from: a directory, a hub id, or a built-in name that needs no hub."""
+"""Where models and tokenizers come from: a directory, a hub id, or a built-in name that needs no hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,14 @@ HUB_TIMEOUT_SECONDS = 2.0
 HUB_MAP = "HMT_HUB_MAP"
 """Environment variable with local directories that stand for hub ids: ID=DIR,ID=DIR."""
 
-TOKENIZER_SIGNS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which every tokenizer has one."""
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+"""Every tokenizer has one of these."""
+
+CODE_REMEDY = "it comes with code of its own, which runs with --trust_remote_code alone"
 
 
 def mapped(name: str) -> str:
-    """The local directory that stands for a hub id, where one was named in $HMT_HUB_MAP; else the name itself.
+    """Local directory that $HMT_HUB_MAP names for a hub id; other names as they are.
 
     Raises:
         ValueError: If the map cannot be read.
@@ -53,33 +56,79 @@ def load_backbone(
 
     Args:
         name: Directory, hub id, or built-in name.
-        gguf_file: A GGUF file in that directory or repository, to be dequantised.
+        gguf_file: GGUF file in that directory or repository, to be dequantized.
         dtype: torch dtype or its name; the checkpoint's own where None.
         revision: Revision of a hub id.
         trust_remote_code: Run code that comes with the checkpoint.
         more: As in `AutoModelForCausalLM.from_pretrained`, such as `device_map` or `attn_implementation`.
 
     Raises:
-        OSError: If there is no such model, or no hub to ask; one line that says which.
+        OSError: If there is no such model, or no hub to ask.
+        ValueError: If transformers cannot make a model of it.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     location = locate(name, "model")
-    place = location.ready()
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    place = Path(location.ready())
+    options: dict[str, Any] = {"local_files_only": location.local} | more
+    if revision:
+        options["revision"] = revision
     if dtype is not None:
         options["dtype"] = dtype
     if gguf_file is not None:
         options |= {"gguf_file": gguf_file} | dequantized()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options, **more
-        )
+        if gguf_file is None and (place / "config.json").is_file():
+            config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=trust_remote_code)
+            if not hasattr(config, "quantization_config"):  # its weights have other shapes than the model's
+                check_shapes(
+                    stored_shapes(place.glob("*.safetensors")),
+                    lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code),
+                    config,
+                )
+        return AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
-        raise ValueError(f"cannot load model {name}: {code_remedy(error) or first_line(error)}") from error
+        raise ValueError(f"cannot load model {name}: {_code_remedy(error) or first_line(error)}") from error
     except unfit_errors(SafetensorError, RuntimeError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
+
+
+def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights in safetensors files, by name."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
+    return shapes
+
+
+def check_shapes(
+    shapes: dict[str, tuple[int, ...]], build: Callable[[], Any], config: Any = None, prefix: str = ""
+) -> None:
+    """Compare stored weights with those that a configuration asks for, before time and memory are taken for it.
+
+    Args:
+        shapes: Shapes of the stored weights, by name.
+        build: Makes the module; called on the meta device.
+        config: Its configuration, if it is a transformers model.
+        prefix: Prefix of the module's weights among the stored ones.
+
+    Raises:
+        RuntimeError: If the configuration asks for weights of another shape, or for more layers than there are weights.
+    """
+    import torch
+
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) if config is not None else 0
+    if shapes and isinstance(layers, int) and layers > len(shapes):
+        raise RuntimeError(f"the configuration has {layers} layers, the checkpoint only {len(shapes)} weights")
+    with torch.device("meta"):
+        expected = {prefix + name: tuple(weight.shape) for name, weight in build().state_dict().items()}
+    for name in sorted(shapes.keys() & expected.keys()):
+        if shapes[name] != expected[name]:
+            raise RuntimeError(f"{name} is {shapes[name]}, the configuration needs {expected[name]}")
 
 
 def load_tokenizer(
@@ -93,29 +142,30 @@ def load_tokenizer(
         trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
-        OSError: If there is none, or no hub to ask; one line that says which.
+        OSError: If there is none, or no hub to ask.
     """
     from transformers import AutoTokenizer
 
     location = locate(name, "tokenizer")
-    place = location.ready()
     options = {"revision": revision} if revision else {}
+    place = location.ready()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             place, local_files_only=location.local, trust_remote_code=trust_remote_code, **options
         )
-    except unfit_errors(ValueError, RuntimeError, OSError) as error:
-        reason = code_remedy(error) or hub_remedy(error) or first_line(error)
+        tokenizer("a")
+    except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
+        reason = _code_remedy(error) or hub_remedy(error) or first_line(error)
         raise OSError(f"no tokenizer at {name}: {reason}") from error
-    tokenizer.model_max_length = int(1e30)  # texts of any length are the point: no warnings about long ones
+    tokenizer.model_max_length = int(1e30)  # no warnings about long texts
     return tokenizer
 
 
 def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
-    """Whether a model's chat template writes its BOS token between turns, as ChatML models do with `<|im_start|>`.
+    """True if the model's chat template writes its BOS token between turns, as ChatML's `<|im_start|>`.
 
     Args:
-        name: As in `load_tokenizer`; where there is no tokenizer at hand the answer is no.
+        name: As in `load_tokenizer`; False for a hub id that is not cached.
         revision: Likewise.
         trust_remote_code: Likewise.
     """
@@ -130,22 +180,22 @@ def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: b
 
 
 def has_tokenizer(name: str) -> bool:
-    """True where a directory or hub id has a tokenizer of its own, damaged or not."""
+    """True if a directory or hub id has a tokenizer of its own, damaged or not."""
     from transformers.utils import cached_file
 
     location = locate(name, "tokenizer")
     optional = {"local_files_only": location.local, "_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(location.ready(), file, **optional) for file in TOKENIZER_SIGNS)
+    return any(cached_file(location.ready(), file, **optional) for file in TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a name leads.
+    """Place of a model.
 
     Attributes:
         source: Directory or hub id; for a built-in model its name.
-        local: Only local files are to be used.
-        gguf: The built-in model's file, yet to be converted where that was not done before.
+        local: Use local files only.
+        gguf: The built-in model's file, which is converted on first use.
     """
 
     source: str
@@ -153,15 +203,15 @@ class Location:
     gguf: Path | None = None
 
     def ready(self) -> str:
-        """What transformers can load: a built-in model is converted on first use."""
+        """Directory or hub id that transformers can load."""
         return self.source if self.gguf is None else str(converted(self.source, self.gguf))
 
 
 def locate(name: str, what: str) -> Location:
-    """Find what a name means, without loading anything.
+    """Find a model, tokenizer or checkpoint without loading it.
 
     Raises:
-        OSError: If the name is none of a directory, a built-in, a cached hub id, or a hub id with a hub at hand.
+        OSError: If the name is no directory, built-in or cached hub id, and no hub can be reached.
     """
     name = mapped(name)
     place = Path(name).expanduser()
@@ -201,7 +251,7 @@ def read_checkpoint_config(name: str) -> dict[str, Any]:
 
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
-    """Complain of values of a checkpoint's configuration that are of a wrong kind."""
+    """Refuse values of a wrong type in a checkpoint's configuration."""
     try:
         check_kinds(values)
     except ValueError as error:
@@ -217,7 +267,7 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
 
 
 def _read_settings(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a checkpoint; None where it has none of that name."""
+    """A JSON file of a checkpoint; None if it has no such file."""
     location = locate(name, "checkpoint")
     path = Path(location.source) / file
     if not Path(location.source).is_dir():
@@ -228,20 +278,18 @@ def _read_settings(name: str, file: str) -> dict[str, Any] | None:
             path = Path(hf_hub_download(location.source, file, local_files_only=location.local))
         except EntryNotFoundError:
             return None
-    if not path.is_file():
-        return None
-    return read_settings(path)
+    return read_settings(path) if path.is_file() else None
 
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
-    """A checkpoint's settings under the names of the flags that set them: its memory's, its backbone's, its adapter's.
+    """Settings of a checkpoint's memory, backbone and adapter, by the flags that set them.
 
     Raises:
         OSError: If there is no such checkpoint.
         ValueError: If one of its files is damaged.
     """
     config = as_first_written(read_checkpoint_config(name))
-    _read_settings(name, "generation_config.json")  # a damaged one is passed over where it is used
+    _read_settings(name, "generation_config.json")  # transformers ignores a damaged one
     settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
     backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
     if config.get("backbone_source"):
@@ -249,6 +297,8 @@ def checkpoint_settings(name: str) -> dict[str, Any]:
     adapter = _read_settings(name, "adapter/adapter_config.json")
     if adapter is not None:
         targets = adapter.get("target_modules")
+        if isinstance(targets, list) and not all(isinstance(target, str) for target in targets):
+            raise ValueError(f"{name} is damaged: target_modules in its adapter_config.json must be names of layers")
         settings |= {
             "use_lora": True,
             "lora_rank": adapter.get("r"),
@@ -274,35 +324,32 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def offline_mode() -> bool:
-    """Whether the user said HF_HUB_OFFLINE=1."""
+    """True with HF_HUB_OFFLINE=1."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def hub_is_reachable() -> bool:
-    """Whether a model hub answers within two seconds; at once False in offline mode."""
+    """True if a model hub answers within two seconds; offline mode asks nobody."""
     from huggingface_hub import constants
 
     if offline_mode():
         return False
-    answers: list[bool] = []
+    reachable = threading.Event()
 
     def ask() -> None:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
-            answers.append(True)
         except urllib.error.HTTPError:
-            answers.append(True)
+            pass
         except OSError:
-            answers.append(False)
+            return
+        reachable.set()
 
-    # A name look-up cannot be given a time limit, so the question is asked aside.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_TIMEOUT_SECONDS)
-    return answers == [True]
+    threading.Thread(target=ask, daemon=True).start()  # looking up a name has no time limit of its own
+    return reachable.wait(HUB_TIMEOUT_SECONDS)
 
 
 def _is_cached(hub_id: str) -> bool:
@@ -316,13 +363,13 @@ def _is_cached(hub_id: str) -> bool:
 
 
 def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """A checkpoint's settings, with an object as `backbone_config` where the backbone brings a class of its own.
+    """A checkpoint's settings, with an object as `backbone_config` if the backbone brings a class of its own.
 
     This runs code that comes with the backbone: only for users who trust it.
 
     Args:
         values: The checkpoint's config.json.
-        checkpoint: Directory or hub id of the checkpoint, where the code is if nothing else is named.
+        checkpoint: Directory or hub id of the checkpoint, which holds the code if no other place is named.
     """
     from transformers import AutoConfig
 
@@ -334,40 +381,33 @@ def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any
     return values
 
 
-def code_remedy(error: BaseException) -> str:
-    """Advice for an error of transformers that asks for `trust_remote_code`; "" for any other."""
-    asked = "trust_remote_code" in str(error)
-    return "it comes with code of its own, which runs with --trust_remote_code alone" if asked else ""
+def _code_remedy(error: BaseException) -> str:
+    return CODE_REMEDY if "trust_remote_code" in str(error) else ""
 
 
 def hub_remedy(error: BaseException | None) -> str:
-    """What to do about an error of a hub or of the disk that its files are kept on; "" where it is another one."""
+    """Advice for an error of the hub or of its cache on disk; "" for any other error."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            return (
-                f"the hub refuses ({status}): log in with `hf auth login`, or give a token that may read it in HF_TOKEN"
-            )
+            return f"the hub refuses ({status}): log in with `hf auth login`, or set HF_TOKEN"
         if status == 429:
             return "the hub refuses for now (429, too many requests): wait a little, or log in with `hf auth login`"
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk of the cache is full ({error.strerror}): set HF_HOME (or --cache_dir) to another one"  # type: ignore[attr-defined]
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return (
-                f"the cache cannot be written ({error.strerror}): set HF_HOME (or --cache_dir) to a place that can be"  # type: ignore[attr-defined]
-            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk of the cache is full ({error.strerror}): set HF_HOME (or --cache_dir) to another one"
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"the cache cannot be written ({error.strerror}): set HF_HOME (or --cache_dir) to another place"
         error = error.__cause__ or error.__context__
     return ""
 
 
 def unfit_errors(*besides: type[Exception]) -> tuple[type[Exception], ...]:
-    """What transformers raises, besides its own complaints, where a file holds values of another kind or size."""
+    """Errors that transformers raises for values of a wrong type or size in a file."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (*besides, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, StrictDataclassError)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its name where it says nothing."""
+    """First line of an error's message; the error's name if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

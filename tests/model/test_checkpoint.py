@@ -152,9 +152,9 @@ def test_a_variant_shares_its_parameters(model: HMTForCausalLM) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"segment_length": 5}, r"segment_length must exceed 2 \* num_memory_tokens \+ num_sensory \(6\), got 5"),
-        ({"mem_recall_hidden_dim": 8}, "mem_recall_hidden_dim is 16 in .* and cannot be read as 8"),
-        ({"memory_injection": "published"}, "memory_injection is gated in .* and cannot be read as published"),
+        ({"segment_length": 5}, "segment_length.*5"),
+        ({"mem_recall_hidden_dim": 8}, "mem_recall_hidden_dim.*16.*8"),
+        ({"memory_injection": "published"}, "memory_injection.*gated.*published"),
     ],
 )
 def test_settings_that_do_not_fit_the_weights_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -164,16 +164,16 @@ def test_settings_that_do_not_fit_the_weights_are_refused(fields: dict[str, Any]
 
 
 def test_what_is_no_checkpoint_is_refused(backbone_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds a llama model without a memory"):
+    with pytest.raises(ValueError, match="llama"):
         HMTForCausalLM.from_pretrained(backbone_dir)
-    with pytest.raises(FileNotFoundError, match="no checkpoint directory at"):
+    with pytest.raises(FileNotFoundError, match="none"):
         HMTForCausalLM.from_pretrained(tmp_path / "none")
     with pytest.raises(OSError, match=r"config\.json"):
         HMTForCausalLM.from_pretrained(tmp_path)
 
 
 def test_an_unknown_field_is_refused(backbone_dir: Path) -> None:
-    with pytest.raises(ValueError, match="HMTConfig has no field block_size"):
+    with pytest.raises(ValueError, match="block_size"):
         HMTForCausalLM.from_backbone(backbone_dir, block_size=12)
 
 
@@ -246,7 +246,7 @@ def test_settings_go_over_a_config_that_is_given(tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path)
     assert HMTForCausalLM.from_pretrained(tmp_path, config=model.config, mode="rmt").config.mode == "rmt"
-    with pytest.raises(ValueError, match="segment_length must exceed"):
+    with pytest.raises(ValueError, match="segment_length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, segment_length=5)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hmt import HMTForCausalLM
-from hmt.model.legacy import BACKBONE_PREFIX, MEMORY_NAMES
+from hmt.compat.legacy import BACKBONE_PREFIX, MEMORY_NAMES
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())

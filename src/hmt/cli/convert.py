@@ -40,7 +40,7 @@ def run(options: ConvertOptions) -> tuple[dict[str, Any], str]:
     Returns:
         Figures of the new checkpoint, and a closing line.
     """
-    from hmt.model.legacy import convert_checkpoint
+    from hmt.compat.legacy import convert_checkpoint
 
     model, left_out = convert_checkpoint(
         options.state,

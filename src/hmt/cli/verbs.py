@@ -46,7 +46,7 @@ VERBS = {
     "convert": Verb("hmt.cli.convert:ConvertOptions", "hmt.cli.convert"),
 }
 
-PUBLISHED = {"published": Verb("hmt.published:PublishedOptions", "hmt.published")}
+PUBLISHED = {"published": Verb("hmt.compat.published:PublishedOptions", "hmt.compat.published")}
 """The command line of `hmt_src/main.py`."""
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))}

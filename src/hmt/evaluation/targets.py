@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.readers import Reader, make_reader
+from hmt.memory.identity import weights_digest
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
 from hmt.metrics.topics import TopicRecall
 from hmt.model.controls import partners
-from hmt.model.identity import weights_digest
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.options import parse_counts

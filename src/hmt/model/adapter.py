@@ -1,7 +1,7 @@
 """Adapters that PEFT puts around a backbone: made, saved in PEFT's format, loaded.
 
 PEFT wraps modules, which renames their weights. A checkpoint has the names without wrappers; the adapter's own weights
-are there in PEFT's format and, for whoever restores a model from one state dict, behind "adapter.".
+are there in PEFT's format and, for a model that is restored from one state dict, behind "adapter.".
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ INNER_MODULES = ("base_layer", "original_module", "token_adapter")
 """Names under which PEFT's wrappers hold the module they wrap."""
 
 LORA_TARGETS = {"mamba": ["x_proj", "in_proj"]}
-"""Where PEFT's own choice includes layers that it cannot adapt."""
+"""Families for which PEFT's own choice includes layers that it cannot adapt."""
 
 
 def freeze_backbone(model: Any) -> None:
-    """Freeze the backbone's own weights; an adapter's learn on if they did."""
-    stored = stored_names(model, [f"backbone.{name}" for name, _ in model.backbone.named_parameters()])
-    for name, parameter in model.backbone.named_parameters():
-        of_adapter = stored[f"backbone.{name}"].startswith(ADAPTER_PREFIX)
-        parameter.requires_grad_(of_adapter and parameter.requires_grad)
+    """Freeze the backbone's own weights; an adapter stays trainable if it was."""
+    for stored, parameter in _backbone_parameters(model):
+        parameter.requires_grad_(parameter.requires_grad and stored.startswith(ADAPTER_PREFIX))
 
 
 def add_lora(
@@ -57,22 +55,29 @@ def add_lora(
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     )
     _keep_float32(backbone)
-    backbone.train(backbone.training)  # new layers start in training mode whatever the others are in
+    backbone.train(backbone.training)  # new layers start in training mode
 
 
 def has_adapter(model: Any) -> bool:
-    """Return True if the backbone carries a PEFT adapter."""
+    """True if the backbone carries a PEFT adapter."""
     return bool(getattr(model.backbone, "_hf_peft_config_loaded", False))
+
+
+def backbone_weights(model: Any) -> dict[str, Tensor]:
+    """Weights of the backbone without an adapter, by their names in a checkpoint."""
+    weights = {f"backbone.{name}": weight for name, weight in model.backbone.state_dict(keep_vars=True).items()}
+    own = {stored: weights[name] for name, stored in stored_names(model, weights).items()}
+    return {name: own[name] for name in sorted(own) if name.startswith("backbone.")}
 
 
 def stored_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Names in a checkpoint of weights by their names in the model.
 
-    A weight that PEFT has wrapped has the name that it has without the wrapper; an adapter's own weights have theirs
+    A weight that PEFT has wrapped keeps the name that it has without the wrapper; an adapter's own weights have theirs
     behind "adapter.".
     """
     wrappers = _wrappers(model)
-    return {name: _stored_name(name, wrappers) for name in names} if wrappers else {name: name for name in names}
+    return {name: _stored_name(name, wrappers) for name in names}
 
 
 def _stored_name(name: str, wrappers: set[str]) -> str:
@@ -96,30 +101,36 @@ def _wrappers(model: nn.Module) -> set[str]:
     return {name for name, module in modules if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)}
 
 
+def _backbone_parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of the backbone and its adapter, with their names in a checkpoint."""
+    named = {f"backbone.{name}": parameter for name, parameter in model.backbone.named_parameters()}
+    return [(stored, named[name]) for name, stored in stored_names(model, named).items()]
+
+
 def load_weights(model: Any, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
     """Load weights under their names in a checkpoint or in the model.
 
     Args:
         model: Is changed in place.
-        state_dict: All weights, or the memory's and an adapter's alone.
-        strict: Refuse any difference in names. Otherwise those that are missing are returned, but for the weights of a
-            backbone of which nothing was given, and those that are tied to given ones.
+        state_dict: All weights, or those of the memory and the adapter alone.
+        strict: Refuse any difference in names. Otherwise missing names are returned, except for weights that are tied
+            to given ones and, if none was given, those of the backbone.
         assign: As in `torch.nn.Module.load_state_dict`.
 
     Raises:
         RuntimeError: If names (with `strict`) or shapes differ.
     """
-    names = {stored: name for name, stored in stored_names(model, model.state_dict()).items()}
+    stored = stored_names(model, model.state_dict())
+    names = {theirs: name for name, theirs in stored.items()}
     renamed = {names.get(name, name): weight for name, weight in state_dict.items()}
     result = nn.Module.load_state_dict(model, renamed, strict=strict, assign=assign)
     own = model.state_dict()
     given = {own[name].data_ptr() for name in renamed if name in own}
-    left_out = "backbone." if not any(name.startswith("backbone.") for name in state_dict) else None
-    stored = {name: stored for stored, name in names.items()}
+    with_backbone = any(name.startswith("backbone.") for name in state_dict)
     result.missing_keys[:] = [
         name
         for name in result.missing_keys
-        if own[name].data_ptr() not in given and not (left_out and stored[name].startswith(left_out))
+        if own[name].data_ptr() not in given and (with_backbone or not stored[name].startswith("backbone."))
     ]
     return result
 
@@ -160,13 +171,13 @@ def load_adapter(model: Any, weights: str | None, name: str) -> None:
     expected = set(get_peft_model_state_dict(backbone, save_embedding_layers=False))
     check_names(expected - set(values), set(values) - expected, str(Path(weights).parent))
     set_peft_model_state_dict(backbone, values)
-    for key, stored in stored_names(model, [key for key, _ in model.named_parameters()]).items():
+    for stored, parameter in _backbone_parameters(model):
         if stored.startswith(ADAPTER_PREFIX):
-            model.get_parameter(key).requires_grad_(False)
+            parameter.requires_grad_(False)
 
 
 def _keep_float32(backbone: PreTrainedModel) -> None:
-    """Adapters are float32 whatever the backbone is: half precision loses small updates."""
+    """Cast the adapter to float32: half precision loses small updates."""
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     cast_adapter_dtype(backbone, adapter_name="default")

@@ -1,10 +1,10 @@
-"""The configuration of a wrapped model: the memory's settings beside the backbone's own configuration."""
+"""Configuration of a wrapped model: settings of the memory beside the configuration of the backbone."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written
 
@@ -17,14 +17,14 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
 
     Args:
         backbone_config: Configuration of the wrapped causal LM (or its dictionary).
-        backbone_source: Directory, hub id or built-in name the backbone was loaded from; "" if it was given as an
-            object. A checkpoint that leaves the backbone out is completed from there.
-        backbone_gguf: GGUF file there, if it was one.
+        backbone_source: Directory, hub id or built-in name that the backbone was loaded from; "" if it was given as an
+            object. A checkpoint without the backbone's weights is completed from there.
+        backbone_gguf: GGUF file in that place, if it was one.
         backbone_revision: Revision of a hub id.
         backbone_digest: Digest of the backbone's weights at its source; "" if it was given as an object.
-        bos_marks_turns: True if the chat template writes the BOS token between turns. As a prompt it would look like
-            one more turn, so a new memory prompt starts from the mean embedding instead.
-        kwargs: Fields of `MemoryConfig`, and what `PreTrainedConfig` takes.
+        bos_marks_turns: True if the chat template writes the BOS token between turns: a new memory prompt then starts
+            at the mean embedding, since BOS would look like one more turn.
+        kwargs: Fields of `MemoryConfig` and arguments of `PreTrainedConfig`.
 
     Raises:
         ValueError: If a memory field is out of range; names it.
@@ -53,6 +53,10 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         for name in MEMORY_FIELDS:
             setattr(self, name, getattr(memory, name))
         if isinstance(backbone_config, dict):
+            if backbone_config.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has the unknown model_type {backbone_config.get('model_type')!r:.80}"
+                )
             backbone_config = AutoConfig.for_model(**backbone_config)
         self.backbone_config = backbone_config
         self.backbone_source = backbone_source
@@ -69,13 +73,13 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration from its dictionary; one written before `sensory` existed means reread."""
+        """Build a configuration; one written before `sensory` existed means reread."""
         if config_dict.get("model_type") == cls.model_type:
             config_dict = as_first_written(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The backbone's text configuration, where generation helpers look for the size of the model."""
+        """The backbone's text configuration."""
         if self.backbone_config is None:
             return self
         return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)

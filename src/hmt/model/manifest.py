@@ -1,7 +1,7 @@
-"""What a checkpoint must hold: the names of its weights, and their sizes and checksums in manifest.json beside them.
+"""Sizes and checksums of the weights in a checkpoint, in manifest.json beside them.
 
-Every load compares sizes and Adler-32, which reads over 2 GB/s with Python alone and notices truncated files and
-flipped bits; `verify` compares SHA-256 as well. Settings (config.json) may be edited: they are not listed.
+Every load compares sizes and Adler-32 (over 2 GB/s), which shows truncated files and flipped bits; `verify` compares
+SHA-256 as well. Settings such as config.json may be edited and are not listed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from hmt.files import read_settings
 
 MANIFEST = "manifest.json"
 LISTED = ("*.safetensors", "*.safetensors.index.json", "*/adapter_model.safetensors")
@@ -41,32 +43,27 @@ def check_manifest(find: Callable[[str], str | None], verify: bool = False) -> N
     if manifest is None:
         return
     try:
-        entries = json.loads(Path(manifest).read_text())
-        expected = {
-            name: {field: entry[field] for field in ("size", "adler32", "sha256")} for name, entry in entries.items()
-        }
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        entries = {name: dict(entry) for name, entry in read_settings(Path(manifest)).items()}
+    except (ValueError, TypeError) as error:
         raise OSError(f"cannot load {manifest}: it lists no sizes and checksums") from error
-    for name, entry in expected.items():
+    for name, expected in entries.items():
         file = find(name)
         if file is None:
             raise FileNotFoundError(f"cannot load {name}: it is missing beside {manifest}, which lists it")
-        size = Path(file).stat().st_size
-        if size != entry["size"]:
-            raise OSError(f"cannot load {file}: it has {size} bytes, its manifest says {entry['size']}")
-        if any(entry[field] != found for field, found in _entry(Path(file), full=verify).items()):
-            raise OSError(f"cannot load {file}: its checksum is not that of its manifest")
+        for field, found in _entry(Path(file), full=verify).items():
+            if expected.get(field) != found:
+                raise OSError(f"cannot load {file}: its {field} is {found}, its manifest says {expected.get(field)}")
 
 
 def check_names(missing: set[str], unexpected: set[str], name: str) -> None:
-    """Make sure that a checkpoint has all weights and no others.
+    """Refuse a checkpoint that lacks weights or has others.
 
     Raises:
-        OSError: If not; names one.
+        OSError: Naming one of them.
     """
-    for what, keys in (("lacks", missing), ("has the unknown", unexpected)):
+    for verb, keys in (("lacks", missing), ("has the unknown", unexpected)):
         if keys:
-            raise OSError(f"cannot load {name}: it {what} {min(keys)} ({len(keys)} such weights)")
+            raise OSError(f"cannot load {name}: it {verb} {min(keys)} ({len(keys)} such weights)")
 
 
 def check_finite(model: nn.Module, name: str) -> None:

@@ -46,7 +46,7 @@ from transformers.generation import BaseStreamer
 
 from hmt.config import MemoryConfig, identity_settings
 from hmt.extensions import Extension, enabled_extensions
-from hmt.memory.identity import ModelIdentity
+from hmt.memory.identity import ModelIdentity, weights_digest
 from hmt.memory.passages import Passage, SearchTables
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState
@@ -56,7 +56,6 @@ from hmt.model.arguments import token_ids
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.generation import GenerateOutput
-from hmt.model.identity import weights_digest
 from hmt.model.losses import RETRIEVAL_LOSS_WEIGHT, Supporting
 from hmt.model.outputs import HMTOutput, RecallTrace, StepOutput
 from hmt.model.segment import Fresh, Query, Recalled, advance_state, append_tokens, batched_queries, segment_query
@@ -694,8 +693,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             OSError: If there is no such model.
         """
         return checkpoint.wrap(
-            cls, name_or_path_or_model, config, gguf_file=gguf_file, dtype=dtype, revision=revision,
-            trust_remote_code=trust_remote_code, **config_fields,
+            cls, name_or_path_or_model, config, config_fields, gguf_file=gguf_file, dtype=dtype, revision=revision,
+            trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
     @classmethod
@@ -737,7 +736,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         checkpoint.save(self, save_directory, state_dict=state_dict, save_backbone=save_backbone, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """Upload a checkpoint to the hub, with a model card unless the repository has one; returns the commit's URL."""
+        """Upload a checkpoint to the hub; see `PreTrainedModel.push_to_hub`. Returns the URL of the commit."""
         return checkpoint.push(self, repo_id, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -14,19 +14,19 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from hmt.config import MEMORY_FIELDS, as_first_written, fields_with, memory_fields
-from hmt.memory.identity import comparable, same_weights
-from hmt.model.adapter import ADAPTER_FOLDER, ADAPTER_PREFIX, freeze_backbone, load_adapter
+from hmt.memory.identity import cache_digests, comparable, same_weights, weights_digest
+from hmt.memory.recall import Memory
+from hmt.model.adapter import ADAPTER_FOLDER, ADAPTER_PREFIX, backbone_weights, freeze_backbone, load_adapter
+from hmt.model.backbone import embedding_size
 from hmt.model.configuration_hmt import HMTConfig
-from hmt.model.identity import backbone_weights, keep_digests, source_digest
 from hmt.model.manifest import check_finite, check_manifest, check_names
-from hmt.pretrained import first_line, load_backbone, locate, resolve_own_config
+from hmt.pretrained import check_shapes, first_line, load_backbone, locate, resolve_own_config, stored_shapes
 
 logger = logging.get_logger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 EARLIER_MEMORY_FILE = "memory.safetensors"
 """Earlier checkpoints keep the memory's weights alone under this name."""
-
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -44,7 +44,7 @@ def load(
     name = location.source
     if location.local:
         kwargs["local_files_only"] = True
-    # Said at every call: where it is open, transformers asks, and reads the answer from standard input.
+    # Always given: transformers would ask the user otherwise, and read the answer from standard input.
     trust = kwargs["trust_remote_code"] = kwargs.get("trust_remote_code") is True
     with_report = kwargs.pop("output_loading_info", False)
     fields = {field: kwargs.pop(field) for field in MEMORY_FIELDS if field in kwargs}
@@ -70,33 +70,31 @@ def load(
             if find("generation_config.json"):
                 model.generation_config = GenerationConfig.from_pretrained(name, **hub)
         else:
+            shapes = stored_shapes(folder.glob("model*.safetensors"))
+            check_shapes(shapes, lambda: cls(config, trust_backbone_code=trust), config)
             model = _load_whole(cls, name, args, config, stored, kwargs | {"trust_backbone_code": trust})
-            keep_digests(backbone_weights(model), folder, kwargs)
+            cache_digests(backbone_weights(model), folder, kwargs)
         if find(f"{ADAPTER_FOLDER}/adapter_config.json"):
             load_adapter(model, find(f"{ADAPTER_FOLDER}/adapter_model.safetensors"), name)
     except (SafetensorError, RuntimeError) as error:
         raise OSError(f"cannot load {name}: {first_line(error)}") from error
     check_finite(model, name)
     model.eval()
-    nothing: dict[str, Any] = {
+    report: dict[str, Any] = {
         "missing_keys": set(),
         "unexpected_keys": set(),
         "mismatched_keys": set(),
         "error_msgs": [],
     }
-    return (model, nothing) if with_report else model
+    return (model, report) if with_report else model  # nothing is missing: that was refused
 
 
 def _load_whole(
     cls: Any, name: str, args: tuple[Any, ...], config: HMTConfig, stored: HMTConfig, kwargs: dict[str, Any]
 ) -> Any:
     """The model of a checkpoint with all weights."""
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the latter to name the weight
     base: Any = PreTrainedModel.from_pretrained
-    model, report = base.__func__(cls, name, *args, config=config, **kwargs | options)
-    if report["mismatched_keys"]:
-        weight, theirs, ours = sorted(report["mismatched_keys"])[0]
-        raise OSError(f"cannot load {name}: {weight} is {tuple(theirs)}, the configuration needs {tuple(ours)}")
+    model, report = base.__func__(cls, name, *args, config=config, output_loading_info=True, **kwargs)
     known = _learned_names(model, stored)
     unexpected = {key for key in report["unexpected_keys"] if not key.startswith(ADAPTER_PREFIX)}
     missing = {key for key in report["missing_keys"] if key.startswith("backbone.") or key in known}
@@ -110,7 +108,9 @@ def _complete(cls: Any, config: HMTConfig, stored: HMTConfig, file: Path, folder
     """The model of the memory's weights in a file and the backbone that its configuration names."""
     if config.backbone_source.startswith("."):
         config.backbone_source = os.path.abspath(folder / config.backbone_source)
-    source, expected = config.backbone_source, getattr(stored, "backbone_digest", "")
+    source, expected = config.backbone_source, stored.backbone_digest
+    width = embedding_size(config.get_text_config())
+    check_shapes(stored_shapes([file]), lambda: Memory(config, width), prefix="memory.")
     backbone = load_backbone(source, gguf_file=config.backbone_gguf, revision=config.backbone_revision, **options)
     model = cls(config, backbone=backbone)
     config.backbone_digest = source_digest(model, options)
@@ -122,28 +122,36 @@ def _complete(cls: Any, config: HMTConfig, stored: HMTConfig, file: Path, folder
     known = _learned_names(model, stored)
     check_names(known - set(weights), set(weights) - known, str(folder))
     model.initialise_memory()  # for parameters of another mode, which the checkpoint lacks
-    own = learned_weights(model)
-    for key in sorted(set(weights) & set(own)):
-        if weights[key].shape != own[key].shape:
-            theirs, ours = tuple(weights[key].shape), tuple(own[key].shape)
-            raise OSError(f"cannot load {file}: {key} is {theirs}, the configuration needs {ours}")
     nn.Module.load_state_dict(model, weights, strict=False)
     freeze_backbone(model)
     return model
 
 
-def learned_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights but the backbone's."""
-    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("backbone.")}
+def source_digest(model: Any, options: dict[str, Any] | None = None) -> str:
+    """Digest of a backbone that was just loaded from its source."""
+    revision = model.config.backbone_revision
+    config = cached_file(
+        locate(model.config.backbone_source, "model").ready(), "config.json", revision=revision,
+        local_files_only=True, _raise_exceptions_for_missing_entries=False,
+    )  # fmt: skip
+    weights = backbone_weights(model)
+    if config is not None and not Path(config).with_name("adapter_config.json").exists():  # its weights lie elsewhere
+        cache_digests(weights, Path(config).parent, model.config.backbone_gguf, options or {})
+    return weights_digest(weights.values())
 
 
 def initialise_only(model: Any, new: set[str]) -> None:
     """Fit some learned weights to the backbone, and leave the others as they are."""
-    kept = {name: weight.clone() for name, weight in learned_weights(model).items() if name not in new}
+    kept = {name: weight.clone() for name, weight in _learned_weights(model).items() if name not in new}
     for tensor in (*model.memory.parameters(), *model.memory.buffers(), *model.extensions.parameters()):
         setattr(tensor, "_is_hf_initialized", False)  # noqa: B010  (transformers' own mark)
     model.initialise_memory()
     nn.Module.load_state_dict(model, kept, strict=False)
+
+
+def _learned_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights but the backbone's."""
+    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("backbone.")}
 
 
 def _learned_names(model: Any, stored: HMTConfig) -> set[str]:
@@ -152,7 +160,7 @@ def _learned_names(model: Any, stored: HMTConfig) -> set[str]:
         state = torch.get_rng_state()
         model = type(model)(stored, backbone=model.backbone)
         torch.set_rng_state(state)
-    return set(learned_weights(model))
+    return set(_learned_weights(model))
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:

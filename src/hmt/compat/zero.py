@@ -7,9 +7,8 @@
 
 Stages 1 and 2 lay the weights of a parameter group end to end and cut that line into one piece per rank.
 Stage 3 cuts each weight into one piece per rank and lays the pieces of a rank end to end.
-The files are pickles from strangers: only tensors and plain containers are built from them.
 
-Source: deepspeed/utils/zero_to_fp32.py of DeepSpeed 0.19.8.
+Source: deepspeed/utils/zero_to_fp32.py of DeepSpeed 0.19.8 (which unpickles without safeguards).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import math
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt.pretrained import first_line
+
 OPTIM_SUFFIX = "_optim_states.pt"
 MODEL_SUFFIX = "_model_states.pt"
+
 MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-UNREADABLE = (*MALFORMED, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)
+"""Errors of reading a file that holds something else than was expected."""
+
+UNREADABLE = (*MALFORMED, EOFError, MemoryError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)
 
 
 class _Ignored:
@@ -50,6 +55,25 @@ STAND_INS: list[Any] = [
 ]
 
 
+def read_pickle(file: Path) -> dict[str, Any]:
+    """Load a table that `torch.save` wrote; its tensors stay on the disk where the format allows it.
+
+    Raises:
+        OSError: If the file is damaged, is no table, or asks for anything but tensors and plain containers; names it.
+    """
+    try:
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of a hostile pickle
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UNREADABLE as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"asks for {asked[1]!r}, which is refused" if asked else "is damaged or no file of PyTorch"
+        raise OSError(f"{file} {reason}; only tensors and plain containers are read") from error
+    if not isinstance(state, dict):
+        raise OSError(f"{file} holds no table, but {type(state).__name__}")
+    return state
+
+
 @dataclass(frozen=True)
 class _Share:
     """One rank's flat pieces of the float32 weights; `gaps` follow each weight of each group (stages 1 and 2)."""
@@ -60,16 +84,11 @@ class _Share:
     gaps: list[list[int]] | None
 
 
-def is_zero_checkpoint(path: Path) -> bool:
-    """Whether a directory has a `latest` file or, in itself or one level below, files of a ZeRO checkpoint."""
-    return path.is_dir() and ((path / "latest").is_file() or bool(_tag_folders(path)))
-
-
 def load_zero_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All weights of a ZeRO stage 1, 2 or 3 checkpoint: trained, frozen and shared ones, and buffers.
+    """Load all weights of a ZeRO stage 1, 2 or 3 checkpoint: trained, frozen and shared ones, and buffers.
 
     Args:
-        path: The tag directory, or the directory above it.
+        path: Tag directory, or the directory above it.
 
     Returns:
         Whole weights by name, on the CPU, float32 where they are floating point; shared names share one tensor.
@@ -82,29 +101,28 @@ def load_zero_checkpoint(path: Path) -> dict[str, Tensor]:
     shares = _read_shares(folder)
     is_stage3 = shares[0].is_stage3
     template = ("zero_pp_rank_{}_" if is_stage3 else "") + "mp_rank_00" + MODEL_SUFFIX
-    models = [_read(file) for file in _rank_files(folder, template, MODEL_SUFFIX, len(shares) if is_stage3 else 1)]
+    models = [
+        read_pickle(file) for file in _rank_files(folder, template, MODEL_SUFFIX, len(shares) if is_stage3 else 1)
+    ]
     try:
         weights = _join_stage3(shares, models) if is_stage3 else _join_stage12(shares, models[0])
         return weights | {alias: weights[name] for alias, name in models[0]["shared_params"].items() if name in weights}
     except MALFORMED as error:
-        raise OSError(f"the files in {folder} do not form a ZeRO checkpoint: {_reason(error)}") from error
-
-
-def _tag_folders(path: Path) -> list[Path]:
-    """The directory itself if it holds ZeRO files, else the directories in it that do."""
-    below = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    found = [f for f in (path, *below) if any(f.glob("*" + OPTIM_SUFFIX)) or any(f.glob("*" + MODEL_SUFFIX))]
-    return [path] if path in found else found
+        raise OSError(f"the files in {folder} do not form a ZeRO checkpoint: {first_line(error)}") from error
 
 
 def _find_tag_folder(path: Path) -> Path:
+    """The folder that `latest` names, else the only one with ZeRO files, at the path or in it."""
     latest = path / "latest"
     if latest.is_file():
         tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         if not (path / tag).is_dir():
             raise FileNotFoundError(f"{latest} names {tag!r}, but {path} has no such directory")
         return path / tag
-    folders = _tag_folders(path)
+    below = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    folders = [f for f in (path, *below) if any(f.glob("*" + OPTIM_SUFFIX)) or any(f.glob("*" + MODEL_SUFFIX))]
+    if path in folders:
+        return path
     if len(folders) != 1:
         found = ", ".join(folder.name for folder in folders) or "none"
         raise OSError(f"expected one ZeRO checkpoint in {path}, got {found}; give the directory of one")
@@ -112,17 +130,14 @@ def _find_tag_folder(path: Path) -> Path:
 
 
 def _rank_files(folder: Path, template: str, suffix: str, num_files: int) -> list[Path]:
-    """The files of all ranks in order: none may be missing, and none left over."""
-    surplus = {file.name for file in folder.glob("*" + suffix)}
-    names = []
-    for rank in range(num_files):
-        names.append(template.format(rank))
-        if names[-1] not in surplus:
-            raise FileNotFoundError(f"{folder} lacks {names[-1]}, expected {num_files} such files")
-        surplus.remove(names[-1])
-    if surplus:
-        raise OSError(f"{folder} holds {min(surplus)}, expected {', '.join(names)} and no more")
-    return [folder / name for name in names]
+    """The files of all ranks in order; the folder may hold no others of their kind."""
+    expected = {template.format(rank) for rank in range(num_files)}
+    found = {file.name for file in folder.glob("*" + suffix)}
+    if missing := expected - found:
+        raise FileNotFoundError(f"{folder} lacks {min(missing)}, expected {num_files} such files")
+    if surplus := found - expected:
+        raise OSError(f"{folder} holds {min(surplus)}, which is not of this run with {num_files} such files")
+    return [folder / template.format(rank) for rank in range(num_files)]
 
 
 def _read_shares(folder: Path) -> list[_Share]:
@@ -141,8 +156,9 @@ def _read_shares(folder: Path) -> list[_Share]:
 
 
 def _read_share(file: Path) -> _Share:
+    state = read_pickle(file)
     try:
-        optimizer = _read(file)["optimizer_state_dict"]
+        optimizer = state["optimizer_state_dict"]
         is_stage3 = "fp32_flat_groups" in optimizer
         pieces = optimizer["fp32_flat_groups" if is_stage3 else "single_partition_of_fp32_groups"]
         counts = optimizer["partition_count"]
@@ -152,25 +168,7 @@ def _read_share(file: Path) -> _Share:
         flat = [piece.detach().view(-1) for piece in pieces]
         return _Share(is_stage3, num_ranks, flat, optimizer.get("param_alignment_paddings"))
     except MALFORMED as error:
-        raise OSError(f"{file} holds no float32 weights of a ZeRO optimizer: {_reason(error)}") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Load a file without running anything in it; the optimizer's moments stay on the disk."""
-    try:
-        with torch.serialization.safe_globals(STAND_INS):
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UNREADABLE as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"asks for {asked[1]!r}, which is refused" if asked else "is damaged or no file of PyTorch"
-        raise OSError(f"{file} {reason}; only tensors and plain containers are read") from error
-    if not isinstance(state, dict):
-        raise OSError(f"{file} holds no table, but {type(state).__name__}")
-    return state
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise OSError(f"{file} holds no float32 weights of a ZeRO optimizer: {first_line(error)}") from error
 
 
 def _join_stage12(shares: list[_Share], model: dict[str, Any]) -> dict[str, Tensor]:

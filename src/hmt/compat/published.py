@@ -1,7 +1,7 @@
-"""The command line of the published HMT program, in terms of this library's own verbs.
+"""Command line of the published HMT program.
 
-The flags and their defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/published.md says for each
-what it does here and where that differs. Training is `hmt train`, `--inference_only` scores the test split.
+Flags and defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/published.md lists their effect here.
+Training is `hmt train`; `--inference_only` scores the test split.
 """
 
 from __future__ import annotations
@@ -21,123 +21,123 @@ from hmt.training.options import TrainOptions
 logger = logging.getLogger(__name__)
 
 ALIGNMENTS = ("left", "right", "center")
-"""Where a text's segments begin, as the programs of this family name it."""
+"""Values of --segment_alignment in the programs of this family."""
 
 
 @dataclass(kw_only=True)
 class PublishedOptions:
-    """Train or test a model as the published HMT program does."""
+    """Train or test a model with the flags of the published HMT program."""
 
     task_name: str = "wikitext"
-    """Data set: a name that hmt tasks lists, a hub id, or a directory."""
+    """Task of `hmt tasks`, hub id of a data set, or directory."""
     task_subset: str | None = None
     """Configuration of the data set."""
     task_config: str | None = None
-    """The same under its other name."""
+    """Configuration of the data set; goes over --task_subset."""
     batch_size: int = 2
     """Samples per process."""
     num_seg_save: int = 5
-    """Segments whose results stay on the accelerator; has no effect, since results are not kept at all."""
+    """Has no effect: the results of segments are not kept."""
     seed: int = 3407
-    """Of everything drawn at random."""
+    """Random seed."""
     model_name: str = "facebook/opt-1.3b"
-    """Backbone."""
+    """Backbone: directory or hub id."""
     segment_length: int = 256
-    """Window: positions the backbone sees in one step."""
+    """Window W: positions that the backbone attends to in one step."""
     bptt_depth: int = 2
     """Segments per training sample."""
     sum_fraction: float = 0.5
-    """Share of a segment that its summary reads."""
+    """Share of a segment that is summarized."""
     test_length: int = 2000
     """Tokens per test sample."""
     training_step: int = 500
     """Optimizer steps."""
     eval_step: int = 100
-    """Optimizer steps between two validations."""
+    """Optimizer steps between validations."""
     test_step: int = 100
-    """Test samples that are scored."""
+    """Test samples to score."""
     learning_rate: float = 1e-5
-    """Learning rate, of the memory too."""
+    """Learning rate of backbone or adapter, and memory."""
     lr_decay: bool = False
     """Multiply the learning rate by lr_decay_gamma every 100 steps."""
     lr_decay_gamma: float = 0.8
-    """Factor of that decay."""
+    """Factor of the learning-rate decay."""
     use_lora: bool = False
-    """Train a LoRA adapter; without, all of the backbone is trained."""
+    """Train a LoRA adapter instead of the whole backbone."""
     num_sensory: int = 0
-    """Sensory tokens."""
+    """Sensory tokens K: last tokens before a segment, re-encoded in front of it."""
     mem_recall_hidden_dim: int = 4096
     """Width of the recall projections."""
     mem_recall_context: int = 100
-    """Memory embeddings kept."""
+    """Capacity N of the memory bank."""
     rmt_only: bool = False
-    """Train and test a recurrent memory transformer instead."""
+    """Train and test a recurrent memory transformer (RMT) instead."""
     baseline_only: bool = False
     """Train and test the backbone alone."""
     segment_alignment: str | None = None
-    """left, which is what is done; right and center need the end of a text, which reading on does not know."""
+    """Only left is supported: segments begin with the text, whose end is not known while reading."""
     hmt_stage_1: bool = False
-    """Stage 1: the last memory embedding instead of recall."""
+    """Stage 1: prompt with the last memory embedding instead of recall."""
     hmt_stage_2: bool = False
-    """Stage 2, usually with --load_from_ckpt."""
+    """Stage 2: train with recall, usually with --load_from_ckpt."""
     save_ckpt: Path | None = None
-    """Directory of the checkpoint; by default nothing is kept."""
+    """Directory for the checkpoint. Default: nothing is saved."""
     load_from_ckpt: str | None = None
-    """Checkpoint to begin with."""
+    """Checkpoint to start from."""
     token_file: Path = Path("hmt_src/cred.txt")
-    """File with a token of the hub; it need not be there."""
+    """File with a hub token, if it exists."""
     train_set_split: str | None = None
-    """Use at most so many training documents, or such a share of them: 50 or 2%."""
+    """Number or share of training documents to use, such as 50 or 2%."""
     interleave_dataset: bool = False
-    """Mix every two documents."""
+    """Interleave every two documents."""
     interleave_len: int = 100
-    """Tokens of each in turn."""
+    """Tokens taken from each of two interleaved documents in turn."""
     plot_hist: bool = False
-    """Draw how far back the test samples recall, as SAVE_CKPT.run/recall_distances.png and .csv."""
+    """Plot recall distances on the test split: SAVE_CKPT.run/recall_distances.png and .csv."""
     fuse_size: int = 2
-    """Question-answering items whose contexts are put together (pubmed_qa)."""
+    """Questions whose contexts are joined to one text (pubmed_qa)."""
     timing: bool = False
-    """Time the parts of a step: summary, recall, read, head, backward."""
+    """Measure the time of summary, recall, read, head and backward pass."""
     inference_only: bool = False
-    """Score the test split, do not train."""
+    """Score the test split without training."""
     dynamic: bool = False
-    """Dynamic reading speed: half the sensory tokens, and longer segments, after a near segment was recalled."""
+    """Dynamic reading speed: halve the sensory tokens after a near segment was recalled."""
     dilate_dataset: bool = False
-    """Put filler between every dilate_len tokens of a document."""
+    """Insert filler after every --dilate_len tokens of a document."""
     dilate_len: int = 888
-    """Tokens of the document and of filler in turn."""
+    """Length of filler and of the text between, in tokens."""
     dilate_str: str = "$"
-    """The filler."""
+    """Filler text."""
     train_memory_map: bool = False
-    """Train nothing but the map between the two reading speeds, with --dynamic."""
+    """Train only the map between reading speeds (implies --dynamic)."""
     inject_autoencoder: bool = False
-    """Drop the lowest and the highest quarter of the cosine coefficients before each MLP."""
+    """Drop the lowest and highest quarter of the cosine coefficients before each MLP."""
     generate: str | None = None
-    """Write on after each test sample and this prompt (text or file, may be ""): SAVE_CKPT.run/generated.jsonl."""
+    """Prompt (text or file, may be "") to continue after each test sample: SAVE_CKPT.run/generated.jsonl."""
     streaming: bool = False
-    """Read a hub's data set row by row instead of fetching it first."""
+    """Stream the data set from the hub instead of downloading it."""
     shuffle: bool = False
-    """Take the documents and questions of a split in an order drawn with the seed."""
+    """Shuffle documents and questions of each split."""
     shuffle_train: bool = True
-    """Draw the order of the training samples by the seed; without, they are taken as they stand."""
+    """Shuffle training samples."""
     cache_dir: Path | None = None
-    """Where the hub's files are kept."""
+    """Cache directory for hub files."""
     wandb_project: str | None = None
-    """Project of Weights & Biases, if wandb is installed; SAVE_CKPT.run/metrics.jsonl has the figures in any case."""
+    """Weights & Biases project; needs wandb and --save_ckpt."""
     wandb_run: str | None = None
-    """Name of the run."""
+    """Weights & Biases run name."""
     wandb_entity: str | None = None
-    """Owner of the project."""
+    """Weights & Biases entity."""
     num_epochs: int = 1
-    """Has no effect: the number of optimizer steps decides."""
+    """Has no effect: --training_step decides."""
     fp16: bool = False
     """Mixed precision in float16 (bfloat16 on a CPU)."""
     gradient_accumulation_steps: int = 1
-    """Micro-steps per optimizer step."""
+    """Micro-batches per optimizer step."""
     hub_map: str | None = None
     """Local directories for hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
     json: Path | None = None
-    """Write the figures to this file."""
+    """File for the results, as JSON."""
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -157,19 +157,19 @@ class PublishedOptions:
 
     @staticmethod
     def inherited(stored: dict[str, Any]) -> dict[str, Any]:
-        """Values of flags that were not given, from what a checkpoint says of itself."""
+        """Values of flags that were not given, from the settings of a checkpoint."""
         mode = stored.get("mode")
         dynamic = stored.get("dynamic_reading", False)
         return stored | {"rmt_only": mode == "rmt", "baseline_only": mode == "backbone", "dynamic": dynamic}
 
     def training(self) -> TrainOptions:
-        """The same as options of `hmt train`; what has no flag here is as in the checkpoint that is loaded."""
+        """Options of `hmt train`; settings without a flag here come from the checkpoint."""
         stored = {} if self.load_from_ckpt is None else checkpoint_settings(self.load_from_ckpt)
         mode = "rmt" if self.rmt_only else "backbone" if self.baseline_only else "hmt"
         if mode == "hmt" and stored.get("mode") == "short_term":
             mode = "short_term"
         there, own = ({field.name for field in fields(kind)} for kind in (TrainOptions, self))
-        settings: dict[str, Any] = {name: getattr(self, name) for name in (there & own) - {"save_ckpt"}}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in there & own}
         settings |= {
             "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
         }  # fmt: skip
@@ -183,9 +183,9 @@ class PublishedOptions:
             "use_lora": self.use_lora and not self.train_memory_map,
             "train_backbone": not (self.use_lora or self.train_memory_map),
             "mixed_precision": "fp16" if self.fp16 else "auto",
+            "save_ckpt": self.save_ckpt or Path(self.load_from_ckpt or "hmt"),  # names the record of the run
             "report_to": "wandb" if self.wandb_project and self.save_ckpt and _has_wandb() else "",
         }
-        settings["save_ckpt"] = self.save_ckpt or Path(self.load_from_ckpt or "hmt")  # of the record
         options = TrainOptions(**settings)
         options.loss_tokens = options.fresh_tokens  # the last segment, as published
         options.check()
@@ -196,14 +196,14 @@ def run(options: PublishedOptions) -> tuple[dict[str, Any], str]:
     """Train, or with `inference_only` score the test split.
 
     Returns:
-        The figures, and closing lines.
+        Figures and closing lines.
     """
     from hmt.cli import train
 
     _use_token(options.token_file)
     training = options.training()
     if options.wandb_project and options.save_ckpt is None and not options.inference_only:
-        logger.warning("without --save_ckpt nothing is kept, and Weights & Biases is told nothing")
+        logger.warning("without --save_ckpt nothing is saved or logged to Weights & Biases")
     if options.inference_only:
         return train.test(training)
     return train.run(training, keep=options.save_ckpt is not None)
@@ -217,6 +217,6 @@ def _has_wandb() -> bool:
 
 
 def _use_token(file: Path) -> None:
-    """Give the hub's library the token of a file; it is never shown."""
+    """Use the hub token in a file; it is never shown."""
     if file.exists():
         os.environ.setdefault("HF_TOKEN", read_text(file).strip())

@@ -12,22 +12,19 @@ directories. Names of the published program and what becomes of them:
 
 from __future__ import annotations
 
-import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hmt.atomic import atomic_directory
+from hmt.compat.zero import load_zero_checkpoint, read_pickle
 from hmt.config import MemoryConfig, memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.model.zero import is_zero_checkpoint, load_zero_checkpoint
-from hmt.pretrained import first_line
+from hmt.pretrained import check_shapes, first_line, has_tokenizer, load_tokenizer, unfit_errors
 
 BACKBONE_PREFIX = "memory_cell.model."
 PEFT_PREFIX = "base_model.model."
@@ -38,21 +35,11 @@ MEMORY_NAMES = {
     "cross_attn.wq.weight": "recall.wq.weight",
     "cross_attn.wk.weight": "recall.wk.weight",
 }
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
 class LegacyWeights:
-    """Weights of the published program by what they are, under the names they have here."""
+    """Weights of the published program by kind, under the names they have here."""
 
     backbone: dict[str, Tensor]
     lora: dict[str, Tensor]
@@ -72,10 +59,10 @@ def convert_checkpoint(
 
     Args:
         state_path: The published program's weights: a file, or a DeepSpeed directory.
-        backbone_dir: Directory with the backbone's config.json; its tokenizer is copied if it is there.
-        out_dir: Where the native checkpoint goes.
-        config: Memory settings the weights were trained with; the injection is always "published".
-        lora_alpha: LoRA alpha of the published run, which its weights do not tell.
+        backbone_dir: Directory with the backbone's config.json, and its tokenizer if it has one.
+        out_dir: Directory of the native checkpoint.
+        config: Memory settings that the weights were trained with; the injection is always "published".
+        lora_alpha: LoRA alpha of the published run.
         trust_remote_code: Run code that comes with the backbone.
 
     Returns:
@@ -93,10 +80,7 @@ def convert_checkpoint(
     }  # fmt: skip
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
-    settings = AutoConfig.from_pretrained(backbone_dir, local_files_only=True, trust_remote_code=trust_remote_code)
-    backbone = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
-    tied = getattr(backbone, "all_tied_weights_keys", {})
-    _fill(backbone, weights.backbone, "backbone", optional=set(tied) | set(getattr(tied, "values", list)()))
+    backbone = _load_backbone(backbone_dir, weights.backbone, trust_remote_code)
     model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
     places = set(model.memory.state_dict())
     published = {name: w for name, w in weights.memory.items() if name in places}
@@ -109,31 +93,45 @@ def convert_checkpoint(
         _fill(backbone, weights.lora, "LoRA adapter", optional=set(backbone.state_dict()) - adapter)
     with atomic_directory(out_dir) as unfinished:
         model.save_pretrained(unfinished, save_backbone=True)
-        for name in TOKENIZER_FILES:
-            if (backbone_dir / name).is_file():
-                shutil.copy(backbone_dir / name, unfinished)
+        if has_tokenizer(str(backbone_dir)):
+            load_tokenizer(str(backbone_dir), trust_remote_code=trust_remote_code).save_pretrained(unfinished)
     return model, weights.left_out + tuple(sorted(set(weights.memory) - places))
 
 
+def _load_backbone(folder: Path, weights: dict[str, Tensor], trust_remote_code: bool) -> PreTrainedModel:
+    """The backbone of a configuration, with these weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+
+        def build() -> PreTrainedModel:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+        check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, build, config)
+        backbone = build()
+    except unfit_errors(RuntimeError) as error:
+        raise ValueError(f"the weights do not fit the backbone in {folder}: {first_line(error)}") from error
+    tied = backbone.all_tied_weights_keys
+    _fill(backbone, weights, "backbone", optional={*tied, *tied.values()})
+    return backbone
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All weights of a published checkpoint, under its own names.
+    """Load all weights of a published checkpoint, under its own names.
 
     Raises:
         OSError: If there is nothing readable at the path.
     """
     if path.is_dir():
-        if is_zero_checkpoint(path):
-            return load_zero_checkpoint(path)
-        raise OSError(f"{path} is a directory, but no DeepSpeed checkpoint")
+        return load_zero_checkpoint(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise OSError(f"cannot read weights from {path}: {first_line(error)}") from error
-    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+        except SafetensorError as error:
+            raise OSError(f"cannot read weights from {path}: {first_line(error)}") from error
+    state = read_pickle(path)
+    weights = state.get("state_dict", state)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise OSError(f"{path} is no table of weights")
     return weights
@@ -165,7 +163,7 @@ def sort_weights(weights: dict[str, Tensor]) -> LegacyWeights:
     return LegacyWeights(backbone, lora, memory, tuple(left_out))
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], what: str, optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _fill(module: nn.Module, weights: dict[str, Tensor], what: str, optional: set[str]) -> None:
     """Load weights into a module, all of them and nothing else."""
     places = module.state_dict()
     if unexpected := sorted(set(weights) - set(places)):

@@ -1,0 +1,1 @@
+"""The published HMT program: its command line, and checkpoints in its formats."""
