@@ -33,6 +33,8 @@ FILES = [
 def layer_of(module: str) -> str:
     """The layer of a module named below hmt, such as model.step."""
     part = module.split(".")[0]
+    if module == "evaluation.rows":  # plain Python, for the options
+        return "config"
     if part == "extensions":  # they are parts of the model that it does not name
         return "model"
     return "verbs" if part in VERBS else part

@@ -14,9 +14,9 @@ from hmt.options.base import (
 )
 from hmt.options.harness import HarnessOptions
 from hmt.options.listing import TasksOptions
-from hmt.options.profiling import FULL_ATTENTION, ProfileOptions
+from hmt.options.profiling import ProfileOptions
 from hmt.options.reporting import ReportOptions
-from hmt.options.scoring import ROWS, DemoOptions, EvaluateOptions, Row
+from hmt.options.scoring import DemoOptions, EvaluateOptions
 from hmt.options.training import TrainOptions
 from hmt.options.writing import (
     API_KEY,
@@ -32,10 +32,8 @@ from hmt.options.writing import (
 
 __all__ = [
     "API_KEY",
-    "FULL_ATTENTION",
     "GREEDY_TEMPERATURE",
     "LOOPBACK",
-    "ROWS",
     "AugmentOptions",
     "ChatOptions",
     "ConvertOptions",
@@ -49,7 +47,6 @@ __all__ = [
     "ReadingOptions",
     "RememberOptions",
     "ReportOptions",
-    "Row",
     "SamplingOptions",
     "ServeOptions",
     "TaskOptions",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hmt.metrics.timing import PartTimes
+from hmt.metrics.resources import PartTimes
 from hmt.model.compiled import compile_layers
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_file
 from hmt.files import read_text
-from hmt.metrics.timing import PartTimes
+from hmt.metrics.resources import PartTimes
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import TrainOptions
 from hmt.text.batches import IGNORED, Sample
