@@ -25,16 +25,17 @@ from typing import Any
 import tyro
 from environment import HERE
 
-from hmt import train
+from hmt.cli import train
 from hmt.config import memory_fields
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.model.loading import load
-from hmt.options import EvaluateOptions, TrainOptions
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
+from hmt.training.options import TrainOptions
 
 EIGHT: dict[str, Any] = {"num_memory_tokens": 8, "memory_gain": 0.5, "recall_query": "previous"}
 """Eight memory embeddings a segment: 16 positions of the window, which plain sensory tokens get as well."""

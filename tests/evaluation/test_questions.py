@@ -13,11 +13,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
-from hmt.evaluate import ANSWER_COLUMNS, table
+from hmt.cli.evaluate import ANSWER_COLUMNS, table
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.questions import QuestionReader, QuestionScores, answer_nats
 from hmt.evaluation.retrieval import RETRIEVERS
 from hmt.memory.window import RECALLED
-from hmt.options import EvaluateOptions
 from hmt.text.answers import tokenize_questions
 from hmt.text.questions import Question
 from tests.conftest import make_backbone, make_model, make_rolling, random_ids

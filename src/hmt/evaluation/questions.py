@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.readers import slots_per_token
 from hmt.evaluation.retrieval import RETRIEVERS
 from hmt.evaluation.rows import ROWS, row_settings
@@ -30,7 +31,6 @@ from hmt.metrics.resources import Meter
 from hmt.model import continuations
 from hmt.model.backbone import max_positions
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import EvaluateOptions
 from hmt.text.answers import TokenQuestion, tokenize_questions
 from hmt.text.questions import Question
 
@@ -69,7 +69,7 @@ class QuestionReader:
                 )
             settings = row_settings(model.config, "isolated") | {"segment_length": longest}
         self.reading = self.asking = model.variant(**settings)
-        recall = model if row == "recall" else model.variant(**row_settings(model.config, "recall"))
+        recall = self.reading if row == "recall" else model.variant(**row_settings(model.config, "recall"))
         self.budget = recall.config.recalled_tokens
         if self._retrieval and not self.budget:
             raise ValueError(f"row {row} needs room for passages; set --num_recalled_tokens above 0")

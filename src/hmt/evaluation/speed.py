@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from hmt.evaluation.profiling import ProfileOptions
 from hmt.evaluation.rows import row_settings
 from hmt.memory.state import MemoryState
 from hmt.metrics.flops import full_flops, matmul_rate, reading_flops
@@ -22,7 +23,6 @@ from hmt.metrics.resources import Clock, Meter
 from hmt.model.backbone import max_positions
 from hmt.model.loading import choose_device, load
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import ProfileOptions
 from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents, settings_of
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt.evaluation.controls import donors
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.readers import Reader, make_reader
 from hmt.evaluation.rows import ROWS
 from hmt.metrics.intervals import paired_change, perplexity_change
@@ -22,7 +23,7 @@ from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
 from hmt.model.identity import weights_digest
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import EvaluateOptions, parse_counts
+from hmt.options import parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 

@@ -11,15 +11,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt import train
 from hmt.atomic import atomic_file
+from hmt.cli import train
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.rows import ROWS
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import EvaluateOptions, parse_counts
+from hmt.options import parse_counts
 from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
 from hmt.text.augment import read_enough

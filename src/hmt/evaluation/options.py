@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hmt.evaluation.rows import parse_rows
-from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
+from hmt.options import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
 
 
 def check_rows(options: ReadingOptions, rows: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hmt.evaluation.options import check_rows
 from hmt.evaluation.rows import ROWS, parse_rows
-from hmt.options.base import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
-from hmt.options.scoring import check_rows
+from hmt.options import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
 
 ROWS_WITH_SPEED = ("full", *(n for n, r in ROWS.items() if "text" in r.tasks and not r.windows and not r.control))
 """Rows that a profile can measure; in `full` the backbone keeps the keys and values of the whole text."""
