@@ -16,7 +16,7 @@ def test_the_demo_scores_trains_scores_and_draws(
 ) -> None:
     out = tmp_path / "report"
     status, said, complaint = run_cli(
-        "demo", "--model_name", backbone_dir, "--task_name", task_dir, "--lengths", "400,800", "--train_minutes", 0.05,
+        "demo", "--model_name", backbone_dir, "--task_name", task_dir, "--lengths", "400,800", "--training_step", 2,
         "--out", out,
     )  # fmt: skip
     assert status == 0, complaint

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hmt import cli
-from hmt.cli.command import parse
+from hmt.cli import parser
+from hmt.cli.parser import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_flags_that_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "checkpoint_settings", lambda name: {})  # of a checkpoint that an earlier line makes
+    monkeypatch.setattr(parser, "checkpoint_settings", lambda name: {})  # of a checkpoint that an earlier line makes
     _, verb, *flags = shlex.split(command)
     assert parse(verb, flags) is not None
 

@@ -17,7 +17,7 @@ from hmt.terminal import CONTROL, EscapingFormatter, escaped
 
 SHOWN = """
 import os, sys, hmt_cli, hmt.cli.command
-hmt.cli.command.run = lambda _: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+hmt.cli.command.run = lambda *_, **__: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 hmt_cli.main()
 """
 

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from hmt.atomic import atomic_file
-from hmt.cli import evaluate
-from hmt.evaluation.options import DemoOptions, EvaluateOptions
-from hmt.model.loading import load
-from hmt.options import parse_counts
-from hmt.report import check_installed
-from hmt.report.data import Material, add_figures
-from hmt.report.publish import PAGE, write_report
-from hmt.text.batches import tokenize
-from hmt.text.tasks import load_documents
-from hmt.training.loop import Training
-from hmt.training.options import TrainOptions
+from hmt.atomic import atomic_file, check_output_directory
+from hmt.options import OutputOptions, check_positive, parse_counts
 
-COLUMNS = {"series": "memory"} | evaluate.COLUMNS
 ROWS = "backbone,rmt,short_term,hmt"
-ENDLESS = 1_000_000
+
+
+@dataclass(kw_only=True)
+class DemoOptions(OutputOptions):
+    """The whole story in a few minutes: score, train the memory, score again, draw the picture."""
+
+    model_name: str = "smollm2-135m"
+    """Backbone."""
+    task_name: str = "stdlib"
+    """Text."""
+    lengths: str = "1k,2k,4k"
+    """Context lengths in tokens."""
+    training_step: int = 40
+    """Optimizer steps of each of the two stages."""
+    max_documents: int = 2
+    """Documents scored."""
+    out: Path = Path("report")
+    """Directory of the report."""
+    seed: int = 0
+    """Random seed."""
+
+    def check(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        check_positive(self, "training_step", "max_documents")
+        parse_counts(self.lengths)
+
+    def check_outputs(self) -> None:
+        """Raise an OSError if the checkpoint cannot be written."""
+        check_output_directory(self.out / "checkpoint")
 
 
 def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
@@ -30,6 +52,17 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     Returns:
         All figures, and the closing text with the table and where the report is.
     """
+    from hmt.cli import evaluate
+    from hmt.evaluation.options import EvaluateOptions
+    from hmt.model.loading import load
+    from hmt.report import check_installed
+    from hmt.report.data import Material, add_figures
+    from hmt.report.publish import PAGE, write_report
+    from hmt.text.batches import tokenize
+    from hmt.text.tasks import load_documents
+    from hmt.training.loop import Training
+    from hmt.training.options import TrainOptions
+
     check_installed()
     shared: dict[str, Any] = {
         "model_name": options.model_name,
@@ -50,9 +83,8 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     training = TrainOptions(
         **shared,
         batch_size=1,
-        max_minutes=options.train_minutes,
-        stage_1_step=ENDLESS // 3,
-        training_step=ENDLESS,
+        stage_1_step=options.training_step,
+        training_step=options.training_step,
         save_ckpt=options.out / "checkpoint",
     )
     model, tokenizer = load(scoring, memory_seed=options.seed)
@@ -76,7 +108,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     add_figures(material, "results", figures)
     write_report(title, material, options.out)
     closing = (
-        f"{evaluate.describe(before)}\n{evaluate.table(rows, COLUMNS)}\n"
+        f"{evaluate.describe(before)}\n{evaluate.table(rows, {'series': 'memory'} | evaluate.COLUMNS)}\n"
         f"trained {fitted['trainable_parameters']:,} parameters for {fitted['steps']} steps and {fitted['tokens']:,} "
         f"tokens in {fitted['seconds']:.0f} s; the backbone was frozen\n"
         f"report in {options.out}: {PAGE}, perplexity.png, results.json, checkpoint"

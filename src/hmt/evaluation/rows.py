@@ -24,7 +24,6 @@ class Row:
         control: The row measures what is left of another one: with the bank of "another_text", with "given_passages",
             or in a text from which the answer was taken out ("no_answer").
         tasks: The row scores "text", answers "questions", or both.
-        matched: Mode in which a baseline of this row is trained on the same budget.
     """
 
     settings: dict[str, object]
@@ -33,7 +32,6 @@ class Row:
     retrieval: Literal["bm25", "oracle", "random"] | None = None
     control: Literal["another_text", "given_passages", "no_answer"] | None = None
     tasks: tuple[Literal["text", "questions"], ...] = ("text", "questions")
-    matched: str | None = "backbone"
 
 
 NO_MEMORY: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "ngram_cache": 0}
@@ -53,12 +51,12 @@ ROWS: dict[str, Row] = {
     "backbone": Row({**NO_MEMORY, "sensory": "reread"}),
     "ngram": Row(NGRAM),
     "ngram_shuffled": Row(NGRAM, control="another_text", tasks=("text",)),
-    "rmt": Row({"mode": "rmt", **REREAD}, trained=True, matched="rmt"),
-    "short_term": Row({"mode": "short_term", **REREAD}, trained=True, matched="short_term"),
-    "hmt": Row(HMT, trained=True, matched=None),
-    "hmt_previous": Row({**HMT, "recall_query": "previous"}, trained=True, matched=None),
-    "hmt_shuffled": Row(HMT, trained=True, control="another_text", tasks=("text",), matched=None),
-    "hmt_cache": Row(HMT_CACHE, trained=True, matched=None),
+    "rmt": Row({"mode": "rmt", **REREAD}, trained=True),
+    "short_term": Row({"mode": "short_term", **REREAD}, trained=True),
+    "hmt": Row(HMT, trained=True),
+    "hmt_previous": Row({**HMT, "recall_query": "previous"}, trained=True),
+    "hmt_shuffled": Row(HMT, trained=True, control="another_text", tasks=("text",)),
+    "hmt_cache": Row(HMT_CACHE, trained=True),
     "recall": Row(RECALL),
     "bm25": Row(SINKS, retrieval="bm25", tasks=("questions",)),
     "oracle": Row(RECALL, retrieval="oracle", control="given_passages", tasks=("questions",)),
