@@ -24,6 +24,9 @@ SMOOTHED_STEPS = 20
 LOG_FROM = 10
 """Ratio of the largest to the smallest value from which an axis that allows it is logarithmic."""
 
+LARGE = 10_000
+"""Value from which an axis is labelled 10k, 2M, 3G."""
+
 SHORT_LENGTH = "datum.value >= 1024 && datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : format(datum.value, ',')"
 
 
@@ -106,7 +109,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "view": {"stroke": None},
         "title": {"anchor": "start", "color": ink, "fontSize": 14, "offset": 10},
         "axis": text | {"gridColor": grid, "domainColor": grid, "tickColor": grid, "labelOverlap": True},
-        "legend": text | {"orient": "bottom", "columns": 3, "labelLimit": 300, "symbolBaseStrokeColor": ink},
+        "legend": text | {"orient": "bottom", "columns": 2, "labelLimit": 300, "symbolBaseStrokeColor": ink},
         "range": {"category": colors, "heatmap": ["#202b35", "#d6effc"] if dark else ["#eaf2f8", "#0a4473"]},
         "mark": {"color": colors[0]},
         "rule": {"color": ink},
@@ -153,9 +156,8 @@ def curves(rows: Sequence[Row], x: Axis, y: Axis, smoothed: str, borders: Sequen
     ).transform_calculate(mean=f"datum.series == '{smoothed}' ? datum.average : datum.{y.key}")
     layers: list[alt.Chart] = [
         faint.encode(y=_height(y, rows), strokeDash=alt.Undefined),
-        mean.mark_line(strokeWidth=2, point={"filled": True, "opacity": 0, "size": 80})
-        .encode(y=_height(y, rows, "mean"), opacity=bright)
-        .add_params(shown),
+        mean.mark_line(strokeWidth=2).encode(y=_height(y, rows, "mean"), opacity=bright).add_params(shown),
+        mean.mark_point(size=80, opacity=0).encode(y=_height(y, rows, "mean"), strokeDash=alt.Undefined),
     ]
     if borders:
         begins = alt.Chart(alt.Data(values=list(borders))).encode(x="at:Q")
@@ -237,6 +239,8 @@ def _height(y: Axis, rows: Sequence[Row], key: str = "") -> alt.Y:
     """The y channel, logarithmic if the axis allows it and the values span a factor of ten."""
     values = [row[y.key] for row in rows]
     channel = alt.Y(f"{key or y.key}:Q", title=y.label)
+    if max(values) >= LARGE:
+        channel = channel.axis(format="~s")
     if y.log and min(values) > 0 and max(values) / min(values) >= LOG_FROM:
         return channel.scale(type="log")
     return channel.scale(zero=y.log)
