@@ -1,4 +1,4 @@
-"""`hmt evaluate`: the same targets at every context length, or the same questions, for every way of reading."""
+"""`hmt evaluate`: the same targets at every context length, or the same questions, for every row."""
 
 from __future__ import annotations
 

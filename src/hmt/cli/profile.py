@@ -45,7 +45,7 @@ def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
     """Measure every row at every length.
 
     Returns:
-        The figures: `rows` with what `measure` gives, or `skipped` and why; `fits` of reading time against length;
+        The figures: `rows` with the result of `measure`, or `skipped` and why; `fits` of reading time against length;
         `matmul_flops_per_second`; and where and with what it was measured. And the same as a table.
 
     Raises:
