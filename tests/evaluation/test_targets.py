@@ -61,7 +61,7 @@ def test_every_row_scores_the_same_targets_at_every_length(tokenizer: PreTrained
     assert rows["full", 80]["read_tokens"] == 80
     lines = table(figures["rows"]).splitlines()
     assert len(lines) == 2 + len(rows)
-    assert max(map(len, lines)) <= 140
+    assert max(map(len, lines)) <= 120
     low, high = rows["full", 40]["ppl_low"], rows["full", 40]["ppl_high"]
     assert f" {low:.0f} to {high:.0f} " in lines[2]
 

@@ -20,7 +20,7 @@ def labelled(ids: Tensor, targets: int) -> Tensor:
 
 @torch.no_grad()
 def nats(backbone: PreTrainedModel, context: Tensor, target: Tensor) -> Tensor:
-    """Of one target (B,) after a context (B, T)."""
+    """Nats of one target (B,) after a context (B, T)."""
     return torch.nn.functional.cross_entropy(backbone(context).logits[:, -1].float(), target, reduction="none")
 
 

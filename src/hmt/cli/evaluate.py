@@ -38,7 +38,6 @@ COLUMNS = {
     "slots_per_token": "slots",
     "mb_kept": "MB kept",
     "mflops": "MFLOP/tok",
-    "positions_per_token": "pos/tok",
     "tokens_per_second": "tok/s",
     "peak_mb": "peak MB",
 }
@@ -158,7 +157,7 @@ def _in_units(row: dict[str, Any]) -> dict[str, float]:
 def _scores(
     options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 ) -> TargetScores | QuestionScores:
-    """What is to be measured: answers where the task has questions, else targets of its documents."""
+    """Scores of answers if the task has questions, else of targets in its documents."""
     settings = settings_of(options, tokenizer)
     if questions := load_questions(options.task_name, options.split, limit=options.max_questions, **settings):
         if options.interleave_dataset or options.dilate_dataset:

@@ -115,6 +115,6 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
 
     @property
     def checkpoints(self) -> list[str | None]:
-        """What is evaluated: the checkpoint and its replicas, or None for a new memory."""
+        """Checkpoints to evaluate: the one given and its replicas, or None for a new memory."""
         replicas = [name.strip() for name in (self.replicas or "").split(",") if name.strip()]
         return list(dict.fromkeys([self.load_from_ckpt, *replicas]))
