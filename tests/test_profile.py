@@ -114,9 +114,7 @@ def test_what_would_take_too_long_is_left_out_and_said(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(profile, "prepare", lambda options: Material([], 1e9))
     monkeypatch.setattr(profile, "measure", measure)
-    figures, said = profile.run(
-        ProfileOptions(lengths="1000,2000,8000,16000", modes="hmt,full", max_minutes=1.0)
-    )
+    figures, said = profile.run(ProfileOptions(lengths="1000,2000,8000,16000", modes="hmt,full", max_minutes=1.0))
     assert asked == [("hmt", 1000), ("full", 1000), ("hmt", 2000), ("full", 2000)]
     assert "about 1.3 min at 8,000, above --max_minutes 1" in said
     assert [row.get("skipped", "") for row in figures["rows"]][4:6] == [said.splitlines()[-1].split("  ")[-1]] * 2
