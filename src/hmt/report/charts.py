@@ -112,7 +112,8 @@ def _document(entry: Row) -> str:
 
 def recall_distances(figures: Figures) -> Iterator[Panel]:
     """Draw the histogram of the distance to the strongest recalled segment; 0 stands for no recall."""
-    counts = Counter({int(key): value for key, value in (figures.get("recall_distances") or {}).items()})
+    found = figures.get("recall_distances")
+    counts = {int(distance): count for distance, count in found.items()} if isinstance(found, dict) else {}
     rows = [{"distance": distance, "count": count} for distance, count in sorted(counts.items()) if distance and count]
     if rows:
         note = "Distance to the strongest recalled segment, for each segment that recalled."
