@@ -28,7 +28,7 @@ from environment import write
 from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.evaluation.speed import Clock
+from hmt.metrics.resources import Clock
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table

@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from hmt import HMTConfig, HMTForCausalLM, MemoryState
-from hmt.evaluation.speed import Clock
 from hmt.memory.passages import choose_passages
-from hmt.metrics.resources import Meter
+from hmt.metrics.resources import Clock, Meter
 from hmt.report.table import format_table
 
 NAME = "regression"

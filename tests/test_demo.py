@@ -32,5 +32,5 @@ def test_the_demo_scores_trains_scores_and_draws(
         assert picture.width > 800
     assert "trained" in (out / "perplexity.csv").read_text()
     page = (out / "report.html").read_text()
-    assert all(f'<figure id="{name}">' in page for name in ("perplexity", "tokens-per-second", "loss"))
+    assert all(f'<figure id="{name}">' in page for name in ("perplexity", "speed", "loss"))
     assert HMTForCausalLM.from_pretrained(out / "checkpoint").config.segment_length == 256

@@ -18,8 +18,8 @@ from tests.conftest import byte_tokenizer, make_backbone
 
 FLAGS = ("--segment_length", 40, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
 MEASURED = (
-    "tokens_per_second", "seconds_to_first_token", "seconds_after_reading", "ms_per_token", "ms_per_token_mean",
-    "peak_mb", "held_bytes", "flops", "fraction_of_floor", "seconds",
+    "tokens_per_second", "seconds_to_first_token", "seconds_after_reading", "ms_per_token",
+    "peak_mb", "bytes_kept", "flops", "fraction_of_floor", "seconds",
 )  # fmt: skip
 
 
@@ -36,22 +36,22 @@ def test_every_row_is_measured_at_every_length_and_shown(
 ) -> None:
     status, said, complaint = run_cli(
         "profile", "--model_name", backbone_dir, "--task_name", task_dir, *FLAGS, "--lengths", "60,100,140",
-        "--modes", "sinks,recall,hmt,rmt,full_attention", "--chunk_tokens", 32, "--new_tokens", 4,
+        "--modes", "sinks,recall,hmt,rmt,full", "--chunk_tokens", 32, "--new_tokens", 4,
         "--question_tokens", 3, "--json", tmp_path / "p.json",
         "--plot", tmp_path / "p.png",
     )  # fmt: skip
     assert status == 0, complaint
     figures = json.loads((tmp_path / "p.json").read_text())
-    names = ["sinks", "recall", "hmt", "rmt", "full_attention"]
+    names = ["sinks", "recall", "hmt", "rmt", "full"]
     assert [(row["row"], row["length"]) for row in figures["rows"]] == [(n, t) for t in (60, 100, 140) for n in names]
     for row in figures["rows"]:
         assert all(row[name] > 0 for name in MEASURED)
         assert row["seconds_to_first_token"] == pytest.approx(
             row["length"] / row["tokens_per_second"] + row["seconds_after_reading"]
         )
-    held = {(row["row"], row["length"]): row["held_bytes"] for row in figures["rows"]}
-    assert held["full_attention", 140] == 140 / 60 * held["full_attention", 60]
-    assert held["hmt", 140] < held["full_attention", 60]
+    held = {(row["row"], row["length"]): row["bytes_kept"] for row in figures["rows"]}
+    assert held["full", 140] == 140 / 60 * held["full", 60]
+    assert held["hmt", 140] < held["full", 60]
     assert {fit["row"] for fit in figures["fits"]} == set(names)
     assert figures["environment"]["torch"]
     assert "R^2" in said
@@ -59,7 +59,7 @@ def test_every_row_is_measured_at_every_length_and_shown(
     status, said, complaint = run_cli("report", tmp_path / "p.json", "--out", tmp_path / "report")
     assert status == 0, complaint
     page = (tmp_path / "report" / "report.html").read_text()
-    for title in ("Speed", "Peak memory", "Time to the first token", "Time per token", "full_attention"):
+    for title in ("Speed", "Peak memory", "Time to the first token", "Time per token", "full"):
         assert title in page
 
 
@@ -98,9 +98,9 @@ def test_longer_texts_are_predicted_from_shorter_ones() -> None:
     assert predicted_seconds("hmt", 4000, []) is None
     assert predicted_seconds("hmt", 4000, rows_of("rmt", n1000=2.0)) is None
     assert predicted_seconds("hmt", 4000, rows_of("hmt", n1000=2.0)) == 8.0
-    assert predicted_seconds("full_attention", 4000, rows_of("full_attention", n1000=2.0)) == 32.0
-    measured = rows_of("full_attention", n1000=1 + 0.5, n2000=2 + 2.0)  # n / 1000 + (n / 1000)^2 / 2
-    assert predicted_seconds("full_attention", 8000, measured) == pytest.approx(8 + 32)
+    assert predicted_seconds("full", 4000, rows_of("full", n1000=2.0)) == 32.0
+    measured = rows_of("full", n1000=1 + 0.5, n2000=2 + 2.0)  # n / 1000 + (n / 1000)^2 / 2
+    assert predicted_seconds("full", 8000, measured) == pytest.approx(8 + 32)
     assert predicted_seconds("hmt", 8000, rows_of("hmt", n1000=3.0, n2000=4.0)) == pytest.approx(16)
 
 
@@ -114,10 +114,8 @@ def test_what_would_take_too_long_is_left_out_and_said(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(profile, "prepare", lambda options: Material([], 1e9))
     monkeypatch.setattr(profile, "measure", measure)
-    figures, said = profile.run(
-        ProfileOptions(lengths="1000,2000,8000,16000", modes="hmt,full_attention", max_minutes=1.0)
-    )
-    assert asked == [("hmt", 1000), ("full_attention", 1000), ("hmt", 2000), ("full_attention", 2000)]
+    figures, said = profile.run(ProfileOptions(lengths="1000,2000,8000,16000", modes="hmt,full", max_minutes=1.0))
+    assert asked == [("hmt", 1000), ("full", 1000), ("hmt", 2000), ("full", 2000)]
     assert "about 1.3 min at 8,000, above --max_minutes 1" in said
     assert [row.get("skipped", "") for row in figures["rows"]][4:6] == [said.splitlines()[-1].split("  ")[-1]] * 2
 
@@ -137,7 +135,7 @@ def test_a_backbone_whose_positions_end_leaves_longer_texts_out(tmp_path: Path, 
     make_backbone("gpt2").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     options = ProfileOptions(
-        model_name=str(tmp_path), task_name=str(task_dir), lengths="600", modes="hmt,full_attention,sinks",
+        model_name=str(tmp_path), task_name=str(task_dir), lengths="600", modes="hmt,full,sinks",
         new_tokens=2, segment_length=40,
     )  # fmt: skip
     material = speed.prepare(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from hmt import HMTForCausalLM
 from hmt.cli.evaluate import ANSWER_COLUMNS, table
 from hmt.evaluation.options import EvaluateOptions
-from hmt.evaluation.questions import QuestionScores
-from hmt.model.answering import answer_nats
+from hmt.evaluation.questions import QuestionReader, QuestionScores, answer_nats
+from hmt.evaluation.retrieval import RETRIEVERS
+from hmt.memory.window import RECALLED
+from hmt.text.answers import tokenize_questions
 from hmt.text.questions import Question
-from tests.conftest import make_model, random_ids
+from tests.conftest import make_backbone, make_model, make_rolling, random_ids
 
 ROWS = "backbone,rmt,short_term,hmt"
 
@@ -129,7 +132,7 @@ def test_the_table_has_means_and_intervals_over_questions(tokenizer: PreTrainedT
         assert row["choice_accuracy"] == sum(one["likeliest"] == "yes" for one in own) / 4
         nats, tokens = (sum(one[name] for one in own) for name in ("answer_nats", "answer_tokens"))
         assert row["answer_loss"] == pytest.approx(nats / tokens)
-    assert scores.cells() == []
+    assert scores.figures()["cells"] == []
 
 
 def test_a_context_is_read_once_for_all_its_questions(
@@ -170,16 +173,100 @@ def test_accuracy_is_given_for_each_length_and_depth(
         Needle(f"n{n}", "s", "Hay. The code is 42. Hay.", " Code:", ("42",), length=512, depth=depth)
         for n, depth in enumerate((0.5, 0.5, 1.0))
     ]
-    assert ask(make_model(), needles, tokenizer, modes="hmt").cells() == [
+    assert ask(make_model(), needles, tokenizer, modes="hmt").figures()["cells"] == [
         {"row": "hmt", "length": 512, "depth": 0.5, "accuracy": 0.5, "count": 2},
         {"row": "hmt", "length": 512, "depth": 1.0, "accuracy": 1.0, "count": 1},
     ]
 
 
-def test_rows_that_write_nothing_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    for row in ("full", "hmt_shuffled"):
-        with pytest.raises(ValueError, match=f"row {row} scores text and answers no questions"):
+def test_rows_that_answer_nothing_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    for row in ("recompute", "hmt_shuffled"):
+        with pytest.raises(ValueError, match=row):
             ask(make_model(), [question(0)], tokenizer, modes=f"hmt,{row}")
+
+
+HAY = "Nothing of note is told on this line of the text.\n" * 20
+TOLD = "The code of Anna is 4711.\n"
+NEEDLE = Question(
+    name="needle",
+    source="book",
+    context=HAY[:500] + TOLD + HAY[500:],
+    prompt="\nThe code of Anna is",
+    answers=("4711",),
+    supporting=((500, 500 + len(TOLD)),),
+)
+
+
+def test_rows_of_questions_get_their_passages_at_one_budget(tokenizer: PreTrainedTokenizerFast) -> None:
+    (asked,) = tokenize_questions([NEEDLE], tokenizer, 300)
+    budget = 60
+    runs = {name: retrieve(asked, budget, tokenizer) for name, retrieve in RETRIEVERS.items()}
+    for name, found in runs.items():
+        assert sum(end - start for start, end in found) <= budget, name
+        assert all(0 <= start < end <= len(asked.context) for start, end in found)
+    texts = {name: "".join(NEEDLE.context[start:end] for start, end in found) for name, found in runs.items()}
+    assert TOLD in texts["oracle"]
+    assert "of Anna" in texts["bm25"]
+    assert TOLD not in texts["random"]
+    assert runs["random"] == RETRIEVERS["random"](asked, budget, tokenizer)
+
+
+def test_passages_stand_where_their_row_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = make_rolling(segment_length=96, num_recalled_tokens=40)
+    (asked,) = tokenize_questions([NEEDLE], tokenizer, len(model.embedding_table))
+    held = {}
+    for row in ("recall", "oracle", "random", "bm25", "sinks", "absent"):
+        reader = QuestionReader(model, row, tokenizer, len(asked.ids))
+        context = reader.context(asked)
+        state, (prompt,) = reader.prepare(reader.reading.remember(context[None]), [asked])
+        assert reader.budget == 40
+        text = tokenizer.decode(prompt)
+        held[row] = (TOLD in tokenizer.decode(context), text.endswith(asked.question.prompt), len(text))
+        recalled = 0 if state is None else int((state.window.kinds[0] == RECALLED).sum())
+        assert (recalled > 0) == (row in ("oracle", "random"))
+        assert recalled <= 40
+        assert reader.asking.config.recalled_tokens == (40 if row in ("recall", "absent") else 0)
+        assert reader.budgets(state, 900)["slots_per_token"] == 96  # the same window for all
+    assert all(shown for _, shown, _ in held.values())
+    assert {row for row, (told, _, _) in held.items() if not told} == {"absent"}
+    assert {row for row, (_, _, length) in held.items() if length > len(NEEDLE.prompt)} == {"bm25"}
+
+
+@torch.no_grad()
+def test_full_attends_to_the_whole_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = replace(NEEDLE, context=NEEDLE.context[450:650], supporting=())
+    (one,) = ask(make_rolling(), [asked], tokenizer, modes="full", sensory="cache", segment_length=24).predictions
+    ids = torch.tensor([tokenizer(asked.shown, add_special_tokens=False)["input_ids"]])
+    written = make_backbone().generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert one["prediction"] == tokenizer.decode(written, skip_special_tokens=True).strip()
+    with pytest.raises(ValueError, match="full"):  # the tiny backbone has 512 positions
+        ask(make_rolling(), [NEEDLE], tokenizer, modes="full", sensory="cache", segment_length=24)
+
+
+def test_rows_that_need_the_supporting_text_name_the_question_without(tokenizer: PreTrainedTokenizerFast) -> None:
+    for row in ("oracle", "absent"):
+        with pytest.raises(ValueError, match="q0"):
+            ask(make_rolling(), [question(0)], tokenizer, modes=row, sensory="cache", segment_length=24)
+
+
+def test_bm25_names_its_extra(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(ImportError, match="extra bm25"):
+        ask(make_rolling(), [NEEDLE], tokenizer, modes="bm25", sensory="cache", segment_length=24)
+
+
+def test_rows_are_compared_question_by_question(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = torch.tensor(tokenizer("yes", add_special_tokens=False)["input_ids"])
+    wrong = torch.tensor(tokenizer("no", add_special_tokens=False)["input_ids"])
+    written = iter([right, wrong, wrong, wrong, right, right, wrong, wrong])  # sinks, then hmt
+    monkeypatch.setattr("hmt.evaluation.questions.write_answer", lambda *_: next(written))
+    asked = [replace(question(n), source=str(n)) for n in range(4)]
+    rows = ask(make_model(), asked, tokenizer, modes="sinks,hmt").rows()
+    assert [row["delta_accuracy"] for row in rows] == [0, 0.25]
+    assert rows[1]["delta_accuracy_low"] == 0  # the first question is right in both: no draw is worse
+    assert 0.25 < rows[1]["delta_accuracy_high"] <= 1
 
 
 def test_a_task_of_questions_is_answered_by_the_command(backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
@@ -191,16 +278,18 @@ def test_a_task_of_questions_is_answered_by_the_command(backbone_dir: Path, tmp_
     (tmp_path / "questions.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, said, complaint = run_cli(
         "evaluate", "--model_name", backbone_dir, "--task_name", tmp_path, "--segment_length", 40, "--num_sensory", 4,
-        "--modes", "sinks,recall", "--max_questions", 2, "--max_new_tokens", 5, "--json", tmp_path / "figures.json",
-        "--predictions", tmp_path / "predictions.jsonl",
+        "--modes", "sinks,recall,bm25", "--max_questions", 2, "--max_new_tokens", 5,
+        "--json", tmp_path / "figures.json", "--predictions", tmp_path / "predictions.jsonl",
     )  # fmt: skip
     assert status == 0, complaint
     assert "2 question(s)" in said
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [(row["row"], row["questions"]) for row in figures["rows"]] == [("sinks", 2), ("recall", 2)]
+    assert [(row["row"], row["questions"]) for row in figures["rows"]] == [("sinks", 2), ("recall", 2), ("bm25", 2)]
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [(line["row"], line["name"]) for line in lines] == [
-        ("sinks", "q0"), ("sinks", "q1"), ("recall", "q0"), ("recall", "q1"),
-    ]  # fmt: skip
+        (row, name) for row in ("sinks", "recall", "bm25") for name in ("q0", "q1")
+    ]
+    for row in figures["rows"]:
+        assert all(row[budget] > 0 for budget in ("slots_per_token", "bytes_kept", "flops_per_token"))
     assert {line["answers"][0] for line in lines} == {"yes"}
     assert {"commit", "command", "config", "environment", "model", "checkpoints"} <= figures.keys()

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.cli.evaluate import evaluate_rows
-from hmt.evaluation.options import ROWS, EvaluateOptions
-from hmt.evaluation.readers import row_settings
+from hmt.evaluation.controls import score_with_other_banks
+from hmt.evaluation.options import EvaluateOptions
+from hmt.evaluation.rows import ROWS, row_settings
 from hmt.extensions import ngram_cache
 from hmt.extensions.ngram_cache import LOG_ODDS, WEIGHTS
 from hmt.model.continuations import answers
-from hmt.model.controls import score_with_other_banks
 from hmt.text.batches import IGNORED, TokenDocument
 from tests.conftest import VOCAB, make_backbone, make_model, make_rolling, random_ids
 
@@ -291,7 +291,7 @@ def test_another_texts_bank_takes_the_gain_away() -> None:
     for row in ("sinks", "ngram", "ngram_shuffled"):
         model = base.variant(**row_settings(base.config, row))
         batches = [(ids[:1], labels[:1]), (ids[1:], labels[1:])]
-        if ROWS[row].control == "shuffled":
+        if ROWS[row].control == "another_text":
             output = next(iter(score_with_other_banks(model, batches, [0, 1])))
         else:
             output = model(*batches[0][:1], labels=batches[0][1])

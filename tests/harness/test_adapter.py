@@ -1,4 +1,4 @@
-"""What the harness is told: the same as by its own model where that can read a text, and all of it where it cannot."""
+"""The harness gets the same figures as from its own model, and those of all of a text that its own cannot read."""
 
 from __future__ import annotations
 

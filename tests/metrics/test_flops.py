@@ -21,7 +21,7 @@ def counted(work: Any) -> int:
 
 
 def all_pairs(flops: int, cost: BackboneCost, windows: list[int]) -> int:
-    """What torch counts of attention over whole windows: pairs with later tokens, which are not needed, too."""
+    """Operations that torch counts for attention over whole windows, pairs with later tokens included."""
     return flops + sum(cost.pair * (m * m - m * (m + 1) // 2) for m in windows)
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hmt.metrics.intervals import difference_interval, difference_percent, ratio_interval
+from hmt.metrics.intervals import paired_change, perplexity_change, ratio_interval
 
 
 def test_documents_that_agree_leave_no_doubt() -> None:
@@ -29,17 +29,19 @@ def test_long_documents_count_for_more() -> None:
     low, high = ratio_interval([(1.0, 1), (0.0, 999)])
     assert low == 0
     assert high == pytest.approx(1.0)  # where the short one alone is drawn
-    assert difference_percent([(1.0, 1), (0.0, 999)], [(0.0, 1), (0.0, 999)]) == pytest.approx(100 * math.expm1(1e-3))
+    percent, *_ = paired_change([(1.0, 1), (0.0, 999)], [(0.0, 1), (0.0, 999)], perplexity_change)
+    assert percent == pytest.approx(100 * math.expm1(1e-3))
 
 
 def test_differences_are_paired_by_document() -> None:
     easy_and_hard = [(10.0, 10), (50.0, 10), (90.0, 10)]
     better = [(nats - 1, tokens) for nats, tokens in easy_and_hard]
-    low, high = difference_interval(better, easy_and_hard)
-    assert low == pytest.approx(100 * math.expm1(-0.1))  # though the documents themselves lie far apart
+    percent, low, high = paired_change(better, easy_and_hard, perplexity_change)
+    assert percent == pytest.approx(100 * math.expm1(-0.1))
+    assert low == pytest.approx(percent)  # though the documents themselves lie far apart
     assert high == pytest.approx(low)
 
 
 def test_a_single_document_has_no_interval() -> None:
     assert ratio_interval([(3.0, 2)]) == (None, None)
-    assert difference_interval([(3.0, 2)], [(4.0, 2)]) == (None, None)
+    assert paired_change([(3.0, 2)], [(4.0, 2)]) == (-0.5, None, None)

@@ -10,7 +10,8 @@ FIGURES: dict[str, Any] = {
     "spans": SPANS,
     "rows": [
         {"row": row, "context_tokens": n, "ppl": ppl + 0.125, "ppl_low": ppl, "ppl_high": ppl + 1, "ppl_causal": None,
-         "accuracy": 0.5, "exact_match": 0.25, "tokens_per_second": 400.5, "peak_mb": 812.25,
+         "accuracy": 0.5, "bytes_kept": 4096, "flops_per_token": 2e8, "note": HOSTILE,
+         "tokens_per_second": 400.5, "peak_mb": 812.25,
          "seconds_to_first_token": 0.5, "ms_per_token": 20.5}
         for row, ppl in (("backbone", 30), ("hmt", 28)) for n in (1024, 8192)
     ],
@@ -20,12 +21,10 @@ FIGURES: dict[str, Any] = {
         for n in range(5)
     ],
     "recall_distances": {"1": 1, "2": 3},
-    "cells": [{"row": "hmt", "length": n, "depth": d, "accuracy": 0.75, "count": 4} for n in (64, 128) for d in (0, 1)],
     "history": [
         {"step": n, "stage": "hmt", "loss": 3.5 - n / 8, "grad_norm": 0.5, "learning_rates": {"memory": 1e-3}}
         for n in range(1, 5)
     ],
-    "kept": [{"segment": 3, "usage": 0.625, "tokens": 14, "text": HOSTILE}],
     "command": ["hmt", "evaluate", "--task_name", HOSTILE],
     "commit": "0123456789abcdef",
     "environment": {"torch": "2.13.0"},

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import Any
 import pytest
 
 from hmt.report.data import Material, add_figures, gather
-from hmt.report.page import render
-from hmt.report.publish import compose, write_report
+from hmt.report.publish import compose, render, write_report
 from tests.report.figures import FIGURES, HOSTILE, SPANS
 
 
@@ -67,7 +64,7 @@ def test_the_page_draws_the_measured_numbers(page: str) -> None:
         data = spec.get("data") or spec["layer"][0]["data"]
         assert data["values"] == panels[name].rows
         assert spec["width"] == "container"
-    assert {"perplexity", "peak-mb", "needle-hmt", "recall-book", "recall-distance", "kept", "loss"} <= set(drawn)
+    assert {"perplexity", "peak-memory", "recall-book", "recall-distance", "loss"} <= set(drawn)
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_scripts(page: str) -> None:
@@ -112,15 +109,13 @@ def test_the_same_figures_make_the_same_report(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_a_plot_that_was_not_measured_is_left_out() -> None:
     expected = {
         "rows": ["Quality against length", "Speed and memory", "All figures"], "recall": ["Recall"],
-        "recall_distances": ["Recall"], "cells": ["Needles"], "history": ["Training"], "kept": ["Kept segments"],
+        "recall_distances": ["Recall"], "history": ["Training"],
     }  # fmt: skip
     for part, sections in expected.items():
-        alone = compose(material(figures={part: FIGURES[part]}))
-        assert [section for section, panels in alone.items() if panels] == sections
-    assert all(compose(material(figures=FIGURES)).values())
+        assert list(compose(material(figures={part: FIGURES[part]}))) == sections
 
 
 def test_evaluations_of_the_same_targets_share_a_plot_and_others_do_not() -> None:
@@ -201,28 +196,3 @@ def test_without_the_extra_verbs_that_draw_name_it(
     assert status == 2
     assert "vl-convert-python" in complaint
     assert complaint.count("\n") == 1
-
-
-def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(
-    backbone_dir: Path, tmp_path: Path, run_cli: Any
-) -> None:
-    (tmp_path / "book.txt").write_text("".join(f"Line {n} of the book.\n" for n in range(20)))
-    flags = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 3)
-    model = shutil.copytree(backbone_dir, tmp_path / "model")
-    run_cli("remember", tmp_path / "book.txt", "--model_name", model, *flags, "--out", tmp_path / "book.memory")
-
-    def kept(*more: object) -> list[list[str]]:
-        status, _, complaint = run_cli("report", tmp_path / "book.memory", *more, "--out", tmp_path / "report")
-        assert status == 0, complaint
-        columns, *rows = csv.reader((tmp_path / "report" / "kept-texts.csv").open())
-        assert columns == ["segment", "usage", "tokens", "text"]
-        assert len(rows) == 3
-        assert {row[2] for row in rows} == {"10"}
-        return rows
-
-    with_text = kept()
-    assert "".join(row[3] for row in with_text) in (tmp_path / "book.txt").read_text()
-    assert with_text[0][3]
-    shutil.rmtree(model)
-    assert [row[3] for row in kept()] == [""] * 3
-    assert kept("--model_name", backbone_dir) == with_text

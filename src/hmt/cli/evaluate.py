@@ -1,4 +1,4 @@
-"""`hmt evaluate`: the same targets at every context length, or the same questions, for every way of reading."""
+"""`hmt evaluate`: the same targets at every context length, or the same questions, for every row."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ COLUMNS = {
     "ppl_interval": "95%",
     "ppl_spread": "spread",
     "ppl_causal": "causal",
-    "ppl_second_half": "2nd half",
     "delta_percent": "change %",
     "delta_interval": "95%",
-    "positions_per_token": "pos/tok",
+    "slots_per_token": "slots",
+    "mb_kept": "MB kept",
+    "mflops": "MFLOP/tok",
     "tokens_per_second": "tok/s",
-    "peak_mb": "MB",
+    "peak_mb": "peak MB",
 }
-"""What is printed; the figures have more."""
+"""Columns of the table; the figures have more."""
 
 ANSWER_COLUMNS = {
     "row": "row",
@@ -48,12 +49,17 @@ ANSWER_COLUMNS = {
     "context_tokens": "context",
     "accuracy": "accuracy",
     "accuracy_interval": "95%",
+    "delta_accuracy": "change",
+    "delta_accuracy_interval": "95%",
     "choice_accuracy": "by likelihood",
     "exact_match": "exact",
     "f1": "F1",
     "rouge_l": "ROUGE-L",
     "cut_off": "cut off",
     "answer_ppl": "its ppl",
+    "slots_per_token": "slots",
+    "mb_kept": "MB kept",
+    "mflops": "MFLOP/tok",
     "tokens_per_second": "tok/s",
 }
 
@@ -99,12 +105,12 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
 def evaluate_rows(
     model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase, documents: list[TokenDocument], options: EvaluateOptions
 ) -> dict[str, Any]:
-    """Score the spans of the documents with each way of reading, at each context length.
+    """Score the spans of the documents in each row, at each context length.
 
     Returns:
-        `spans` (what was scored), `rows` (one for each way of reading and length), `recall` (what the segments of a
-        few documents recalled in row hmt, at the longest context) and `recall_distances` (distance in segments -> how
-        often, over all documents).
+        `spans` (the targets), `rows` (one for each row and length), `recall` (what the segments of a few documents
+        recalled in row hmt, at the longest context) and `recall_distances` (distance in segments -> count, over all
+        documents).
     """
     scores = TargetScores(documents, options, tokenizer)
     scores.measure(model, options.rows, options.load_from_ckpt)
@@ -112,24 +118,17 @@ def evaluate_rows(
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """A line on what was scored, and one on what was recalled across topics where they are known."""
+    """Return a line on the targets that were scored."""
     spans = figures["spans"]
     scored = sum(span["end"] - span["first"] for span in spans)
     documents = len({span["document"] for span in spans})
     line = f"{scored:,} target tokens in {len(spans)} span(s) of {documents} document(s), the same at every length"
-    line = line if documents > 1 else f"{line}; intervals need a second document"
-    if not (topics := figures.get("topics")):
-        return line
-    shares = ", ".join(
-        f"{topics[f'recalled_{part}']:.1%} on {name} (by chance {topics[f'chance_{part}']:.1%})"
-        for part, name in (("own", "the own document"), ("filler", "filler"), ("other", "others"))
-    )
-    return f"{line}\nrecall over {topics['segments']} segments: {shares}"
+    return line if documents > 1 else f"{line}; intervals need a second document"
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str] | None = None) -> str:
-    """The rows as text that fits a terminal: intervals in one column, and no column that is empty in all rows."""
-    shown = [{**row, **_intervals(row), **_whole(row)} for row in rows]
+    """Format the rows for a terminal: an interval in one column, and no column that is empty in all rows."""
+    shown = [row | _intervals(row) | _in_units(row) for row in rows]
     columns = columns or COLUMNS
     filled = {key: name for key, name in columns.items() if any(row.get(key) is not None for row in shown)}
     return format_table(shown, filled)
@@ -142,20 +141,23 @@ def _intervals(row: dict[str, Any]) -> dict[str, str]:
         if key.endswith("_low") and low is not None:
             name = key.removesuffix("_low")
             high = row[f"{name}_high"]
-            digits = 2 if name == "accuracy" else 0 if high >= 100 else 1
+            digits = 2 if "accuracy" in name else 0 if high >= 100 else 1
             found[f"{name}_interval"] = f"{low:.{digits}f} to {high:.{digits}f}"
     return found
 
 
-def _whole(row: dict[str, Any]) -> dict[str, int]:
-    """Speed and memory without a fraction."""
-    return {key: round(row[key]) for key in ("tokens_per_second", "peak_mb") if row.get(key) is not None}
+def _in_units(row: dict[str, Any]) -> dict[str, float]:
+    """Budgets, speed and memory in the units of the table."""
+    scales = {"bytes_kept": ("mb_kept", 1e6), "flops_per_token": ("mflops", 1e6)}
+    found = {name: row[key] / scale for key, (name, scale) in scales.items() if row.get(key) is not None}
+    whole = ("tokens_per_second", "peak_mb", "slots_per_token")
+    return found | {key: round(row[key]) for key in whole if row.get(key) is not None}
 
 
 def _scores(
     options: EvaluateOptions, tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 ) -> TargetScores | QuestionScores:
-    """What is to be measured: answers where the task has questions, else targets of its documents."""
+    """Scores of answers if the task has questions, else of targets in its documents."""
     settings = settings_of(options, tokenizer)
     if questions := load_questions(options.task_name, options.split, limit=options.max_questions, **settings):
         if options.interleave_dataset or options.dilate_dataset:

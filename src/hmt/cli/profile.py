@@ -30,21 +30,22 @@ COLUMNS = {
     "seconds_after_reading": "s once read",
     "ms_per_token": "ms/token",
     "peak_mb": "MB",
-    "held_kb": "held kB",
+    "kb_kept": "kB kept",
+    "mflops": "MFLOP/token",
     "fraction_of_floor": "of floor",
     "remark": "",
 }
-"""What is printed; the figures have more."""
+"""Columns of the table; the figures have more."""
 
 FIT_POINTS = 3
-"""Lengths that a fit needs to say anything."""
+"""Fewest lengths that a line is fitted to."""
 
 
 def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
     """Measure every row at every length.
 
     Returns:
-        The figures: `rows` with what `measure` gives, or `skipped` and why; `fits` of reading time against length;
+        The figures: `rows` with the result of `measure`, or `skipped` and why; `fits` of reading time against length;
         `matmul_flops_per_second`; and where and with what it was measured. And the same as a table.
 
     Raises:
@@ -83,7 +84,7 @@ def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
 
 
 def predicted_seconds(row: str, length: int, rows: Sequence[dict[str, Any]]) -> float | None:
-    """How long a row will take at a length, from what it took at the two longest so far: a * n, and b * n^2 of it.
+    """Predict the seconds of a row at a length from its two longest so far: a * n + b * n^2.
 
     A first guess from one length is linear, or quadratic for full attention.
 
@@ -93,23 +94,23 @@ def predicted_seconds(row: str, length: int, rows: Sequence[dict[str, Any]]) -> 
         rows: Figures so far.
 
     Returns:
-        Seconds, or None where nothing was measured.
+        Seconds, or None if nothing was measured.
     """
     points = [(one["length"], one["seconds"]) for one in rows if one["row"] == row and one.get("seconds")]
     if not points:
         return None
     longest, seconds = points[-1]
     if len(points) == 1:
-        return seconds * (length / longest) ** (2 if row == "full_attention" else 1)
+        return seconds * (length / longest) ** (2 if row == "full" else 1)
     before, took = points[-2]
     growth = (seconds / longest - took / before) / (longest - before)
     return length * (seconds / longest + max(growth, 0.0) * (length - longest))
 
 
 def fit_of(row: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Least squares of a row's reading time against length: microseconds per token, seconds at 0, R squared.
+    """Fit a line to a row's reading time against length: microseconds per token, seconds at 0, R squared.
 
-    None where fewer than three lengths were measured: two always lie on a line.
+    None with fewer than three lengths: two always lie on a line.
     """
     points = [one for one in rows if one["row"] == row and one.get("tokens_per_second")]
     if len(points) < FIT_POINTS:
@@ -127,10 +128,11 @@ def fit_of(row: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The figures as a table, with the machine's rate above and the fits below."""
+    """Format the figures as a table, with the machine's rate above and the fits below."""
     rows = [
         row
-        | {"held_kb": row["held_bytes"] / 1e3 if "held_bytes" in row else None}
+        | {"kb_kept": row["bytes_kept"] / 1e3 if "bytes_kept" in row else None}
+        | {"mflops": row["flops_per_token"] / 1e6 if row.get("flops_per_token") else None}
         | {"remark": row.get("skipped") or row.get("note") or ""}
         for row in figures["rows"]
     ]
@@ -148,7 +150,7 @@ def describe(figures: dict[str, Any]) -> str:
 def _measured(
     options: ProfileOptions, row: str, length: int, material: Material, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of a row at a length, or why there are none."""
+    """Figures of a row at a length, or the reason why there are none."""
     skipped = [one for one in rows if one["row"] == row and "skipped" in one]
     if skipped:
         return {"row": row, "length": length, "skipped": skipped[0]["skipped"]}
@@ -165,7 +167,7 @@ def _measured(
 
 
 def _alone(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do something in a process of its own, so that its memory is its own too."""
+    """Run work in a process of its own, so that its memory is its own too."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 

@@ -1,1 +1,1 @@
-"""Text to figures: rows that read, the targets they are scored on, the questions they answer."""
+"""Evaluation: rows, the targets they are scored on, the questions they answer."""

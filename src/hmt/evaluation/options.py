@@ -7,59 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hmt.evaluation.rows import parse_rows
 from hmt.options import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of an evaluation: a method of reading, and everything that the program needs to know about it.
-
-    Attributes:
-        settings: Changes of the memory settings; a form of sensory memory other than the model's own brings its own
-            defaults.
-        trained: True if it uses learned parts of the memory; else the backbone's weights alone.
-        control: "uniform" recalls every slot alike, "shuffled" reads with the bank of another text.
-        windowed: The backbone over windows of raw text, re-encoded: its longest, or W positions.
-        matched: Mode in which a baseline of this row is trained on the same budget.
-    """
-
-    settings: dict[str, object]
-    trained: bool = False
-    control: str | None = None
-    windowed: bool = False
-    matched: str | None = "backbone"
-
-
-PLAIN: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "ngram_cache": 0}
-NGRAM: dict[str, object] = {"mode": "backbone", "num_recalled_tokens": 0, "sensory": "cache", "memory_policy": "fifo"}
-REREAD: dict[str, object] = {"sensory": "reread", "ngram_cache": 0}
-ROLLING: dict[str, object] = {"sensory": "cache", "ngram_cache": 0}
-
-ROWS: dict[str, Row] = {
-    "full": Row({}, windowed=True),
-    "recompute": Row({}, windowed=True),
-    "sliding": Row({**PLAIN, "sensory": "cache", "num_sinks": 0}),
-    "sinks": Row({**PLAIN, "sensory": "cache"}),
-    "isolated": Row({**PLAIN, "sensory": "reread", "num_sensory": 0}),
-    "backbone": Row({**PLAIN, "sensory": "reread"}),
-    "ngram": Row(NGRAM),
-    "ngram_shuffled": Row(NGRAM, control="shuffled"),
-    "rmt": Row({"mode": "rmt", **REREAD}, trained=True, matched="rmt"),
-    "short_term": Row({"mode": "short_term", **REREAD}, trained=True, matched="short_term"),
-    "hmt": Row({"mode": "hmt", **REREAD}, trained=True, matched=None),
-    "hmt_previous": Row(
-        {"mode": "hmt", **REREAD, "recall_query": "previous"}, trained=True, matched=None
-    ),
-    "hmt_dynamic": Row({"mode": "hmt", **REREAD, "dynamic_reading": True}, trained=True, matched=None),
-    "hmt_uniform": Row({"mode": "hmt", **REREAD}, trained=True, control="uniform", matched=None),
-    "hmt_shuffled": Row({"mode": "hmt", **REREAD}, trained=True, control="shuffled", matched=None),
-    "hmt_cache": Row({"mode": "hmt", **ROLLING, "recall_query": None}, trained=True, matched=None),
-    "recall": Row({"mode": "hmt", **ROLLING, "num_memory_tokens": 0}),
-}  # fmt: skip
-"""Methods that an evaluation can put side by side, by their standard names."""
-
-OTHER_NAMES = {"rmt_sensory": "short_term", "native": "full"}
-"""Other names of rows; RMT with sensory tokens and the short-term mode of HMT are the same."""
 
 
 def check_rows(options: ReadingOptions, rows: Sequence[str]) -> None:
@@ -80,7 +29,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     """Context lengths in tokens, the targets included; 1k is 1,024."""
     modes: str | None = None
     """Rows, with commas between them: full recompute sliding sinks isolated backbone ngram ngram_shuffled rmt
-    short_term hmt hmt_(previous dynamic uniform shuffled cache) recall. Default: the model as it is configured."""
+    short_term hmt hmt_(previous shuffled cache) recall; for questions also bm25 oracle random absent. Default: the
+    model as it is configured."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
@@ -127,12 +77,6 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
             raise ValueError("replicas are more checkpoints of one training; give the first as --load_from_ckpt")
 
     def _check_rows(self) -> None:
-        known = tuple(ROWS)
-        if not self.rows:
-            raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
-        for row in self.rows:
-            if row not in known:
-                raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
         check_rows(self, self.rows)
         if self.reference is not None and self.compared_with is None:
             raise ValueError(f"reference must be one of the rows ({', '.join(self.rows)}), got {self.reference!r}")
@@ -151,13 +95,12 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
         if self.rolling and self.mode == "hmt":
             plain = "ngram" if self.ngrams else "recall" if self.recalled_tokens else "sinks"
             own = "hmt_cache" if self.recalls else plain
-        named = [row.strip() for row in (self.modes or own).split(",") if row.strip()]
-        return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
+        return parse_rows(own if self.modes is None else self.modes)
 
     @property
     def compared_with(self) -> str | None:
         """The row that the others are compared with, or None."""
-        wanted = [OTHER_NAMES.get(self.reference, self.reference)] if self.reference else ["sinks", "backbone"]
+        wanted = [self.reference] if self.reference else ["sinks", "backbone"]
         return next((row for row in wanted if row in self.rows), None)
 
     @property
@@ -172,6 +115,6 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
 
     @property
     def checkpoints(self) -> list[str | None]:
-        """What is evaluated: the checkpoint and its replicas, or None for a new memory."""
+        """Checkpoints to evaluate: the one given and its replicas, or None for a new memory."""
         replicas = [name.strip() for name in (self.replicas or "").split(",") if name.strip()]
         return list(dict.fromkeys([self.load_from_ckpt, *replicas]))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.evaluation.options import OTHER_NAMES, ROWS, check_rows
+from hmt.evaluation.options import check_rows
+from hmt.evaluation.rows import ROWS, parse_rows
 from hmt.options import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
 
-FULL_ATTENTION = "full_attention"
-"""Row in which the backbone keeps the keys and values of the whole text."""
+ROWS_WITH_SPEED = ("full", *(n for n, r in ROWS.items() if "text" in r.tasks and not r.windows and not r.control))
+"""Rows that a profile can measure; in `full` the backbone keeps the keys and values of the whole text."""
 
 
 @dataclass(kw_only=True)
@@ -19,8 +20,8 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
 
     lengths: str = "1k,4k,16k,64k"
     """Lengths of the text in tokens; 1k is 1,024."""
-    modes: str = "recall,hmt,full_attention"
-    """Rows: full_attention, and those of hmt evaluate that read through a window."""
+    modes: str = "recall,hmt,full"
+    """Rows: full, and those of hmt evaluate that read through a window."""
     split: Literal["train", "validation", "test"] = "train"
     """Split whose text is read, one document after the other, and again from the first if it is too short."""
     new_tokens: int = 32
@@ -28,7 +29,7 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
     question_tokens: int = 16
     """Tokens asked after the text, before anything is written."""
     chunk_tokens: int = 1024
-    """Tokens that full_attention reads at one time."""
+    """Tokens that full reads at one time."""
     max_minutes: float = 10.0
     """Leave a row out at lengths that would take longer, going by what it took at shorter ones."""
     plot: Path | None = None
@@ -47,19 +48,12 @@ class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
             raise ValueError(f"new_tokens must be at least 2, for there to be time between them, got {self.new_tokens}")
         if not self.text_lengths:
             raise ValueError(f"lengths must be numbers of tokens, got {self.lengths!r}")
-        known = (FULL_ATTENTION, *(name for name, row in ROWS.items() if not row.windowed and not row.control))
-        if not self.rows:
-            raise ValueError(f"modes must name at least one of {', '.join(known)}, got {self.modes!r}")
-        for row in self.rows:
-            if row not in known:
-                raise ValueError(f"modes must be of {', '.join(known)}, got {row!r}")
         check_rows(self, self.rows)
 
     @property
     def rows(self) -> list[str]:
         """The rows of the table, each once."""
-        named = [row.strip() for row in self.modes.split(",") if row.strip()]
-        return list(dict.fromkeys(OTHER_NAMES.get(row, row) for row in named))
+        return parse_rows(self.modes, ROWS_WITH_SPEED)
 
     @property
     def text_lengths(self) -> list[int]:

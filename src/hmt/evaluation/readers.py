@@ -1,21 +1,20 @@
-"""What a row of the table is: a way of reading texts, whether it has a memory or not.
+"""Rows that score text: samples to nats per target, and the three budgets that a row spends.
 
 Shape legend: B rows of a batch, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from hmt.config import MemoryConfig
-from hmt.evaluation.options import ROWS, EvaluateOptions
+from hmt.evaluation.controls import score_with_other_banks
+from hmt.evaluation.rows import ROWS, row_settings
+from hmt.evaluation.windows import WindowedBackbone
+from hmt.metrics.flops import BackboneCost, scoring_flops
 from hmt.model.backbone import max_positions
-from hmt.model.baselines import WindowedBackbone
-from hmt.model.controls import score_with_other_banks, with_uniform_recall
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
 from hmt.text.batches import aligned_length
@@ -24,129 +23,147 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 """Input ids and labels, (B, T) each, of one T."""
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A row of the table.
+class SegmentReader:
+    """A model that reads segment after segment, with the settings of a row.
+
+    Args:
+        model: Memory and backbone; stays as it is.
+        row: Name of the row.
 
     Attributes:
-        read: Batches, the document of each of their rows, and whether to return what was recalled -> the output of
-            each batch.
-        length: Context length, targets among it -> tokens that a sample has.
-        read_tokens: Likewise -> tokens of it that are read at all.
-        segment_tokens: Fresh tokens of a segment; None where there are no segments, 0 where they differ.
-        settings: What the row's entries in the figures say of it.
-        reset: Begins to measure anew.
-        lost: Relative error of the DCT bottleneck, or None.
+        settings: Parts of the window, for the figures.
+        bytes_kept: Bytes of the memory of one text, after the last `read`.
     """
 
-    read: Callable[[Batches, Sequence[int], bool], Iterator[HMTOutput]]
-    length: Callable[[int, int], int]
-    read_tokens: Callable[[int, int], int]
-    segment_tokens: int | None
-    settings: dict[str, Any]
-    reset: Callable[[], None]
-    lost: Callable[[], float | None]
-
-
-def make_reader(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
-    """The reader of a row."""
-    return _windowed(model, row, options) if ROWS[row].windowed else _segments(model, row)
-
-
-def row_settings(config: MemoryConfig, row: str) -> dict[str, object]:
-    """Changes of a model's memory settings that make it read as a row does, in a window of the same size."""
-    settings = dict(ROWS[row].settings)
-    form = settings.get("sensory", config.sensory)
-    if form != config.sensory:  # what is said of one form of sensory memory does not hold for the other
-        own: dict[str, object] = dict.fromkeys(
-            ("num_sensory", "num_memory_tokens", "recall_query", "mem_recall_context")
-        )
-        sinks = {"num_sinks": 4 if form == "cache" else 0, "num_recalled_tokens": None if form == "cache" else 0}
-        settings = own | sinks | settings
-    elif form == "cache":
-        settings = {"num_sensory": None} | settings
-    if form == "cache" and settings.get("mode", config.mode) == "hmt" and row == "hmt_cache":
-        settings["num_memory_tokens"] = config.num_memory_tokens or 1
-    return {"segment_length": config.window, **settings}
-
-
-def variant_of(model: HMTForCausalLM, row: str) -> HMTForCausalLM:
-    """The model as it reads in a row that has a window."""
-    variant = model.variant(**row_settings(model.config, row))
-    return with_uniform_recall(variant) if ROWS[row].control == "uniform" else variant
-
-
-def _segments(model: HMTForCausalLM, row: str) -> Reader:
-    variant = variant_of(model, row)
-    config = variant.config
-
-    def read(batches: Batches, documents: Sequence[int], recall: bool) -> Iterator[HMTOutput]:
-        for ids, labels in batches:
-            yield variant(ids, labels=labels, return_logits=False, output_recall=recall)
-
-    def read_shuffled(batches: Batches, documents: Sequence[int], recall: bool) -> Iterator[HMTOutput]:
-        return score_with_other_banks(variant, batches, documents)
-
-    def length(context: int, targets: int) -> int:
-        return context if config.rolling else aligned_length(context, targets, config.fresh_tokens)
-
-    return Reader(
-        read=read_shuffled if ROWS[row].control == "shuffled" else read,
-        length=length,
-        read_tokens=length,
-        segment_tokens=0 if config.speed_tokens else config.fresh_tokens,
-        settings={
+    def __init__(self, model: HMTForCausalLM, row: str) -> None:
+        self.model = model.variant(**row_settings(model.config, row))
+        self.bytes_kept: int | None = None
+        self._shuffled = ROWS[row].control == "another_text"
+        config = self.model.config
+        self.settings = {
             "segment_length": config.window,
             "num_sensory": config.sensory_tokens,
             "positions_per_token": positions_per_token(config),
-        },
-        reset=_reset(variant),
-        lost=lambda: bottleneck_error(variant),
-    )
+        }
+
+    def sample_tokens(self, context: int, targets: int) -> int:
+        """Return the tokens of a sample: the context length, or less so that targets begin with a segment."""
+        config = self.model.config
+        return context if config.rolling else aligned_length(context, targets, config.fresh_tokens)
+
+    read_tokens = sample_tokens
+
+    def read(self, batches: Batches, documents: Sequence[int], output_recall: bool) -> Iterator[HMTOutput]:
+        """Score batches.
+
+        Args:
+            batches: Samples and their labels.
+            documents: The document of each sample.
+            output_recall: Return the recall of each segment as well.
+        """
+        for extension in self.model.extensions.values():
+            getattr(extension, "reset", lambda: None)()
+        if self._shuffled:
+            outputs = score_with_other_banks(self.model, batches, documents)
+        else:
+            outputs = (
+                self.model(ids, labels=labels, return_logits=False, output_recall=output_recall)
+                for ids, labels in batches
+            )
+        for output in outputs:
+            assert output.memory is not None
+            self.bytes_kept = output.memory.nbytes // output.memory.batch_size
+            yield output
+
+    def budgets(self, length: int, targets: int) -> dict[str, float | None]:
+        """Return `slots_per_token`, `bytes_kept` and `flops_per_token` (body and head) at a length of samples."""
+        slots = slots_per_token(self.model.config)
+        return {
+            "slots_per_token": min(slots, length - (targets + 1) / 2),
+            "bytes_kept": self.bytes_kept,
+            "flops_per_token": scoring_flops(self.model, length),
+        }
+
+    def bottleneck_error(self) -> float | None:
+        """Return the mean relative norm of what the DCT bottleneck drops; None without one."""
+        extensions = dict(self.model.extensions.items())
+        return extensions["dct_bottleneck"].error if "dct_bottleneck" in extensions else None  # type: ignore[return-value]
+
+
+class WindowReader:
+    """The backbone over windows of raw text; the same interface as `SegmentReader`.
+
+    Args:
+        model: Its backbone reads; its window is W.
+        row: Name of the row.
+        stride: Targets that share a window of W tokens.
+    """
+
+    def __init__(self, model: HMTForCausalLM, row: str, stride: int) -> None:
+        if ROWS[row].windows == "longest":
+            window = max_positions(model.backbone.config)
+            stride = window // 2 if window else 0
+        else:
+            window = model.config.window
+        self._windows = WindowedBackbone(model.backbone, window, stride or None)
+        self._cost = BackboneCost.of(model.backbone)
+        self.settings = {"segment_length": window, "stride": stride or None}
+
+    def sample_tokens(self, context: int, targets: int) -> int:
+        """Return the context length."""
+        return context
+
+    def read_tokens(self, context: int, targets: int) -> int:
+        """Return the tokens of a sample that are read at all."""
+        return self._windows.read_tokens(context, targets)
+
+    def read(self, batches: Batches, documents: Sequence[int], output_recall: bool) -> Iterator[HMTOutput]:
+        """Score batches, as `SegmentReader.read`."""
+        for ids, labels in batches:
+            yield self._windows.score(ids, labels)
+
+    def budgets(self, length: int, targets: int) -> dict[str, float | None]:
+        """Return the budgets, as `SegmentReader.budgets`; windows are averaged over the targets that share them."""
+        window = min(self._windows.window or length, length)
+        stride = min(self._windows.stride or targets, targets) if window < length else targets
+        last = window if window < length else length - 1
+        # Each window is read anew for its targets; one that holds the whole text is read once.
+        tokens = stride if window < length else length
+        return {
+            "slots_per_token": last - (stride - 1) / 2,
+            "bytes_kept": None if self._cost is None else window * self._cost.cache_bytes,
+            "flops_per_token": None if self._cost is None else self._cost.body(window) / tokens + self._cost.head,
+        }
+
+    def bottleneck_error(self) -> float | None:
+        """Return None: raw windows have no bottleneck."""
+        return None
+
+
+Reader = SegmentReader | WindowReader
+
+
+def make_reader(model: HMTForCausalLM, row: str, stride: int) -> Reader:
+    """Return the reader of a row."""
+    return WindowReader(model, row, stride) if ROWS[row].windows else SegmentReader(model, row)
 
 
 def positions_per_token(config: MemoryConfig) -> float:
-    """Positions that the backbone computes for each token that is read."""
+    """Return how many positions the backbone computes for each token that is read."""
     prompts, fresh = 2 * config.prompt_tokens, config.fresh_tokens
     read = fresh + prompts if config.rolling else config.window
     summary = config.summary_tokens + prompts if config.recalls else 0
     return (read + summary) / fresh
 
 
-def bottleneck_error(model: HMTForCausalLM) -> float | None:
-    """Relative norm of what the DCT bottleneck drops, mean over positions and layers; None without one."""
-    extensions = dict(model.extensions.items())
-    return extensions["dct_bottleneck"].error if "dct_bottleneck" in extensions else None  # type: ignore[return-value]
+def slots_per_token(config: MemoryConfig, recalled: int = 0) -> float:
+    """Return how many slots of the window a token attends to, itself included, averaged over a segment.
 
-
-def _reset(model: HMTForCausalLM) -> Callable[[], None]:
-    def reset() -> None:
-        for extension in model.extensions.values():
-            getattr(extension, "reset", lambda: None)()
-
-    return reset
-
-
-def _windowed(model: HMTForCausalLM, row: str, options: EvaluateOptions) -> Reader:
-    backbone = model.backbone
-    if row == "full":
-        window = max_positions(backbone.config)
-        windows = WindowedBackbone(backbone, window, window and max(window // 2, 1))
-    else:
-        windows = WindowedBackbone(backbone, model.config.window, options.window_stride)
-    stride = windows.stride or 1
-    cost = 1.0 if row == "full" else (windows.window or 0) / stride
-
-    def read(batches: Batches, documents: Sequence[int], recall: bool) -> Iterator[HMTOutput]:
-        for ids, labels in batches:
-            yield windows.score(ids, labels)
-
-    return Reader(
-        read=read,
-        length=lambda context, targets: context,
-        read_tokens=windows.read_tokens,
-        segment_tokens=None,
-        settings={"segment_length": windows.window, "stride": windows.stride, "positions_per_token": cost},
-        reset=lambda: None,
-        lost=lambda: None,
-    )
+    Args:
+        config: Settings of the memory.
+        recalled: Recalled tokens in the window.
+    """
+    prompt, sensory = config.prompt_tokens, config.sensory_tokens
+    if config.rolling:
+        return config.sinks + recalled + prompt + sensory + 1
+    return prompt + sensory + (config.fresh_tokens + 1) / 2

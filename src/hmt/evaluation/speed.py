@@ -1,25 +1,25 @@
-"""What reading a text and writing on costs, for one way of doing it at one length.
+"""Cost of reading a text and of writing on, for one row at one length.
 
-Shape legend: B rows (one here), T tokens.
+Shape legend: T tokens of a text, q of a question.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from hmt.evaluation.profiling import FULL_ATTENTION, ProfileOptions
-from hmt.evaluation.readers import row_settings
+from hmt.evaluation.profiling import ProfileOptions
+from hmt.evaluation.rows import row_settings
+from hmt.memory.state import MemoryState
 from hmt.metrics.flops import full_flops, matmul_rate, reading_flops
-from hmt.metrics.resources import Meter
+from hmt.metrics.resources import Clock, Meter
 from hmt.model.backbone import max_positions
 from hmt.model.loading import choose_device, load
 from hmt.model.modeling_hmt import HMTForCausalLM
@@ -27,108 +27,77 @@ from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents, settings_of
 
 WARM_UP_SEGMENTS = 6
-"""Read before anything is measured: with the first, which has nothing to recall, and a group of summaries."""
+"""Segments read before anything is measured: the first, which recalls nothing, and a group of summaries."""
 
 WARM_UP_TOKENS = 2
-"""Written before anything is measured."""
-
-
-class Clock:
-    """A streamer that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Tensor) -> None:
-        """A token, or the prompt; it has been brought to this side, so that the device has made it."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """The text has ended."""
-
-    @property
-    def gaps(self) -> list[float]:
-        """Seconds between tokens, the prompt left out."""
-        tokens = self.times[1:]
-        return [later - earlier for earlier, later in pairwise(tokens)]
+"""Tokens written before anything is measured."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of reading a text and of writing on.
+class MemoryRunner:
+    """A model that reads into its memory and answers from it."""
 
-    Attributes:
-        read: Tokens (1, T) -> what is held of them, which has `nbytes`.
-        write: What is held, the text and a question (1, q), and how many tokens to write; they go to the clock.
-        flops: Length -> what the matrix products of reading need, or None.
-    """
+    model: HMTForCausalLM
 
-    read: Callable[[Tensor], Any]
-    write: Callable[[Any, Tensor, Tensor, int, Clock], Any]
-    flops: Callable[[int], int | None]
+    def read(self, text: Tensor) -> MemoryState:
+        """Read a text (1, T)."""
+        return self.model.remember(text)
 
-
-def make_way(model: HMTForCausalLM, row: str, options: ProfileOptions) -> Way:
-    """The way of a row.
-
-    Raises:
-        ValueError: If the backbone cannot read so.
-    """
-    if row != FULL_ATTENTION:
-        return _segments(model.variant(**row_settings(model.config, row)))
-    return _full(model, options.chunk_tokens)
-
-
-def _segments(model: HMTForCausalLM) -> Way:
-    def write(state: Any, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
-        model.generate(
-            question, memory=state, max_new_tokens=count, do_sample=False, num_beams=1, eos_token_id=None,
+    def write(self, held: MemoryState, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
+        """Write so many tokens after a question (1, q), from the memory of the text."""
+        self.model.generate(
+            question, memory=held, max_new_tokens=count, do_sample=False, num_beams=1, eos_token_id=None,
             streamer=clock,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    return Way(read=model.remember, write=write, flops=lambda length: reading_flops(model, length))
+    def bytes_kept(self, held: MemoryState) -> int:
+        """Return the bytes of the memory."""
+        return held.nbytes
 
-
-def _full(model: HMTForCausalLM, part_tokens: int) -> Way:
-    backbone = model.backbone
-
-    def read(text: Tensor) -> _FullCache:
-        cache = Cache(layer_class_to_replicate=DynamicLayer)
-        for part in text.split(part_tokens, dim=1):
-            backbone.base_model(input_ids=part, past_key_values=cache, use_cache=True)
-        return _FullCache(cache)
-
-    def write(held: _FullCache, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
-        """By the backbone's own `generate`, which goes on from the cache."""
-        ids = torch.cat([text, question], dim=1)
-        backbone.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), past_key_values=held.cache, max_new_tokens=count,
-            min_new_tokens=count, do_sample=False, num_beams=1, eos_token_id=None, streamer=clock,
-        )  # fmt: skip
-
-    return Way(read=read, write=write, flops=lambda length: full_flops(backbone, length))
+    def flops(self, length: int) -> int | None:
+        """Return the operations of reading a text of so many tokens."""
+        return reading_flops(self.model, length)
 
 
 @dataclass(frozen=True)
-class _FullCache:
-    """The keys and values of a whole text."""
+class FullRunner:
+    """The backbone on its own cache of the whole text, which it reads in parts of `chunk_tokens`."""
 
-    cache: Cache
+    backbone: PreTrainedModel
+    chunk_tokens: int
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        layers: list[Any] = [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
+    def read(self, text: Tensor) -> Cache:
+        """Read a text (1, T)."""
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        for part in text.split(self.chunk_tokens, dim=1):
+            self.backbone.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+        return cache
+
+    def write(self, held: Cache, text: Tensor, question: Tensor, count: int, clock: Clock) -> None:
+        """Write with the backbone's own `generate`, which goes on from the cache."""
+        ids = torch.cat([text, question], dim=1)
+        self.backbone.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), past_key_values=held, max_new_tokens=count,
+            min_new_tokens=count, do_sample=False, num_beams=1, eos_token_id=None, streamer=clock,
+        )  # fmt: skip
+
+    def bytes_kept(self, held: Cache) -> int:
+        """Return the bytes of all keys and values."""
+        layers: list[Any] = [layer for layer in held.layers if getattr(layer, "keys", None) is not None]
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def flops(self, length: int) -> int | None:
+        """Return the operations of reading a text of so many tokens."""
+        return full_flops(self.backbone, length)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all rows share.
+    """Input shared by all rows.
 
     Attributes:
         ids: The longest text and the question, as a list, so that it passes between processes.
-        rate: Floating-point operations a second of a matrix product here.
+        rate: Floating-point operations per second of a matrix product here.
     """
 
     ids: list[int]
@@ -136,7 +105,7 @@ class Material:
 
 
 def prepare(options: ProfileOptions) -> Material:
-    """Tokenise the text and measure the machine.
+    """Tokenize the text and measure the machine.
 
     Raises:
         OSError: If there is no such model, tokenizer or text.
@@ -149,35 +118,36 @@ def prepare(options: ProfileOptions) -> Material:
     return Material(ids.tolist(), matmul_rate(choose_device(options.device), model.embedding_table.dtype))
 
 
+@torch.no_grad()
 def measure(options: ProfileOptions, row: str, length: int, material: Material) -> dict[str, Any]:
     """Load the model, warm up, read so many tokens of the text, ask, write.
 
     Returns:
         `row`, `length`, and what was measured: `tokens_per_second` of reading, `seconds_to_first_token` of a question
-        behind the text (reading included) and `seconds_after_reading` (the question alone), `ms_per_token` (median) and
-        `ms_per_token_mean`, `peak_mb` while reading and writing, weights included, `held_bytes` after reading,
-        `flops` of reading and `fraction_of_floor` (what these take at the machine's rate / what reading took),
+        behind the text (reading included) and `seconds_after_reading` (the question alone), `ms_per_token` (median),
+        `peak_mb` while reading and writing, weights included, `bytes_kept` after reading, `flops` and
+        `flops_per_token` of reading, `fraction_of_floor` (their time at the machine's rate / the time of reading) and
         `seconds` in all.
 
     Raises:
-        ValueError: If the backbone cannot read so.
+        ValueError: If the backbone cannot read in this row.
     """
     model, _ = load(options)
-    way = make_way(model, row, options)
+    runner: Any = FullRunner(model.backbone, options.chunk_tokens)
+    if row != "full":
+        runner = MemoryRunner(model.variant(**row_settings(model.config, row)))
     ids = torch.tensor([material.ids], device=model.device)
     text, question = ids[:, :length], ids[:, length : length + options.question_tokens]
     warm_up = ids[:, : min(WARM_UP_SEGMENTS * model.config.window, ids.shape[1])]
-    with torch.no_grad():
-        way.write(way.read(warm_up), warm_up, question, WARM_UP_TOKENS, Clock())
-        clock = Clock()
-        with Meter(model.device) as meter:
-            with Meter(model.device) as reading:  # begins anew, and ends with the meter around it
-                held = way.read(text)
-            held_bytes = held.nbytes
-            started = time.perf_counter()
-            way.write(held, text, question, options.new_tokens, clock)
-    after = clock.times[1] - started
-    flops = way.flops(length)
+    runner.write(runner.read(warm_up), warm_up, question, WARM_UP_TOKENS, Clock())
+    clock = Clock()
+    with Meter(model.device) as meter:
+        with Meter(model.device) as reading:  # begins anew, and ends with the meter around it
+            held = runner.read(text)
+        bytes_kept = runner.bytes_kept(held)
+        started = time.perf_counter()
+        runner.write(held, text, question, options.new_tokens, clock)
+    after, flops = clock.times[1] - started, runner.flops(length)
     figures = {
         "row": row,
         "length": length,
@@ -185,14 +155,14 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
         "seconds_to_first_token": reading.seconds + after,
         "seconds_after_reading": after,
         "ms_per_token": statistics.median(clock.gaps) * 1e3,
-        "ms_per_token_mean": statistics.mean(clock.gaps) * 1e3,
-        "peak_mb": None if meter.peak_bytes is None else meter.peak_bytes / 1e6,
-        "held_bytes": held_bytes,
+        "peak_mb": meter.peak_mb,
+        "bytes_kept": bytes_kept,
         "flops": flops,
-        "fraction_of_floor": None if not flops else flops / material.rate / reading.seconds,
+        "flops_per_token": flops and flops / length,
+        "fraction_of_floor": flops and flops / material.rate / reading.seconds,
         "seconds": meter.seconds,
     }
     limit = max_positions(model.backbone.config)
-    if row == FULL_ATTENTION and limit is not None and length + options.question_tokens + options.new_tokens > limit:
+    if row == "full" and limit is not None and length + options.question_tokens + options.new_tokens > limit:
         figures["note"] = f"beyond the {limit} positions of the backbone"
     return figures

@@ -14,55 +14,43 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hmt.evaluation.options import ROWS, EvaluateOptions
+from hmt.evaluation.controls import donors
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.readers import Reader, make_reader
-from hmt.memory.identity import weights_digest
-from hmt.metrics.intervals import difference_interval, difference_percent
+from hmt.evaluation.rows import ROWS
+from hmt.metrics.intervals import paired_change, perplexity_change
 from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
-from hmt.metrics.topics import TopicRecall
-from hmt.model.controls import partners
+from hmt.memory.identity import weights_digest
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.model.outputs import RecallTrace
 from hmt.options import parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 
 TOKENS_BEFORE = 8
-"""Tokens that stand before targets when their text is measured."""
+"""Tokens before the targets that are decoded with them."""
 
 CHARACTER_BYTES = 4
-"""Of UTF-8, at most."""
+"""Maximum bytes of a character in UTF-8."""
 
 
 @dataclass
 class Measured:
-    """What one row costs at one context length.
+    """Result of one row at one context length.
 
     Attributes:
         perplexity: Sums over its targets.
-        settings: Of the row.
-        read_tokens: Tokens of a sample that were read.
-        tokens: Read in all.
-        seconds: Spent in all.
-        peak_bytes: Highest memory in use.
+        settings: Settings and budgets of the row.
+        read_tokens: Tokens read, over all samples.
+        seconds: Time spent.
+        peak_mb: Peak memory.
     """
 
     perplexity: Perplexity
     settings: dict[str, Any]
     read_tokens: int
-    tokens: int
     seconds: float
-    peak_bytes: int | None
-
-    def figures(self) -> dict[str, Any]:
-        """By name."""
-        return self.perplexity.result() | {
-            "read_tokens": self.read_tokens,
-            "tokens_per_second": self.tokens / self.seconds,
-            "seconds": self.seconds,
-            "peak_mb": None if self.peak_bytes is None else self.peak_bytes / 1e6,
-        }
+    peak_mb: float | None
 
 
 @dataclass
@@ -70,12 +58,11 @@ class TargetScores:
     """Scores every row of a table on the same targets, with one checkpoint after another.
 
     Attributes:
-        documents: Of the split, as tokens.
-        options: Of the evaluation.
-        tokenizer: Counts the bytes that targets stand for.
+        documents: Documents of the split, as tokens.
+        options: Options of the evaluation.
+        tokenizer: Tokenizer of the model.
         spans: The targets.
-        topics: Where that recall went, in documents that were mixed or dilated.
-        recall: What row hmt recalled at the longest context, where it was read.
+        recall: Recall of row hmt, or hmt_cache, at the longest context.
     """
 
     documents: list[TokenDocument]
@@ -83,7 +70,6 @@ class TargetScores:
     tokenizer: PreTrainedTokenizerBase
     spans: list[Span] = field(init=False)
     recall: RecallMap = field(init=False)
-    topics: TopicRecall = field(init=False, default_factory=TopicRecall)
     _series: dict[str | None, dict[tuple[str, int], Measured]] = field(init=False, default_factory=dict)
     _unchanged: dict[tuple[str, int, str], Measured] = field(init=False, default_factory=dict)
 
@@ -93,67 +79,63 @@ class TargetScores:
         self.spans = plan_spans(
             self.documents, self.lengths[-1], options.scored_tokens, options.spans_per_document, options.max_documents
         )
-        if any(ROWS[row].control == "shuffled" for row in options.rows):
-            partners(self._owners)  # complains before anything is read
+        for row in options.rows:
+            if "text" not in ROWS[row].tasks:
+                raise ValueError(f"row {row} answers questions and scores no text; leave it out of --modes")
+        if any(ROWS[row].control == "another_text" for row in options.rows):
+            donors([span.document for span in self.spans])  # complains before anything is read
         self.recall = RecallMap(self.tokenizer)
 
     def measure(self, model: HMTForCausalLM, rows: Sequence[str], checkpoint: str | None) -> None:
-        """Read with a model, each of these rows at each length.
+        """Score these rows at every length.
 
         Args:
-            model: Reads.
-            rows: That its weights are for.
-            checkpoint: Whose figures these are; over several of them the table gives mean and spread.
+            model: Memory and backbone.
+            rows: Rows that are read with its weights.
+            checkpoint: Name of the series of figures; the table gives mean and spread over several.
         """
         series = self._series.setdefault(checkpoint, {})
         digest = weights_digest(model.backbone.parameters())
-        with tqdm(
-            total=len(self.spans) * len(rows) * sum(self.lengths), unit="tok", unit_scale=True, disable=None
-        ) as bar:
+        total = len(self.spans) * len(rows) * sum(self.lengths)
+        with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
             for row in rows:
-                reader = make_reader(model, row, self.options)
+                reader = make_reader(model, row, self.options.window_stride)
                 for length in self.lengths:
                     bar.set_description(f"{row} {length:,}")
                     # A backbone that was not trained is the same in each series.
                     same = None if ROWS[row].trained or ROWS[row].control else (row, length, digest)
                     found = self._unchanged.get(same) if same else None
-                    if found is None:
-                        found = self._measure(model, reader, row, length, bar)
+                    found = found or self._measure(reader, row, length, model.device, bar)
                     if same:
                         self._unchanged[same] = found
                     series[row, length] = found
 
     @torch.no_grad()
-    def _measure(self, model: HMTForCausalLM, reader: Reader, row: str, length: int, bar: Any) -> Measured:
+    def _measure(self, reader: Reader, row: str, length: int, device: torch.device, bar: Any) -> Measured:
         targets, size = self.options.scored_tokens, self.options.batch_size
-        sample_tokens = reader.length(length, targets)
+        sample_tokens = reader.sample_tokens(length, targets)
         groups = [self.spans[start : start + size] for start in range(0, len(self.spans), size)]
+        owners = [span.document for span in self.spans]
         perplexity = Perplexity()
-        reader.reset()
         keeps_recall = row in ("hmt", "hmt_cache") and length == self.lengths[-1] and len(self._series) == 1
-        with Meter(model.device) as meter:
-            batches = [self._batch(group, sample_tokens, model.device) for group in groups]
-            outputs = reader.read(batches, self._owners, keeps_recall)
+        with Meter(device) as meter:
+            batches = [self._batch(group, sample_tokens, device) for group in groups]
+            outputs = reader.read(batches, owners, keeps_recall)
             for group, (ids, _), output in zip(groups, batches, outputs, strict=True):
-                nll, scored, causal = output.nll, output.scored_mask, output.causal_mask
-                assert nll is not None
-                assert scored is not None
-                assert causal is not None
-                owners = [span.document for span in group]
-                perplexity.add(nll, scored, causal, reader.segment_tokens, self._text_bytes(group), owners)
+                assert output.nll is not None
+                assert output.scored_mask is not None
+                assert output.causal_mask is not None
+                documents = [span.document for span in group]
+                perplexity.add(output.nll, output.scored_mask, output.causal_mask, self._text_bytes(group), documents)
                 if output.recall is not None:
-                    self._keep_recall(group, ids, output.recall)
+                    for number, document in enumerate(documents):
+                        self.recall.add(self.documents[document].name, ids[number].cpu(), output.recall, number)
                 bar.update(len(group) * length)
-        read = reader.read_tokens(length, targets)
-        lost = {} if (error := reader.lost()) is None else {"bottleneck_error": error}
-        return Measured(
-            perplexity, reader.settings | lost, read, len(self.spans) * read, meter.seconds, meter.peak_bytes
-        )
-
-    @property
-    def _owners(self) -> list[int]:
-        """The document of each span."""
-        return [span.document for span in self.spans]
+        settings = reader.settings | reader.budgets(sample_tokens, targets)
+        if (error := reader.bottleneck_error()) is not None:
+            settings["bottleneck_error"] = error
+        read_tokens = len(self.spans) * reader.read_tokens(length, targets)
+        return Measured(perplexity, settings, read_tokens, meter.seconds, meter.peak_mb)
 
     def _batch(self, group: list[Span], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Samples of one length, (B, T), and their labels."""
@@ -162,53 +144,39 @@ class TargetScores:
         return ids, labels
 
     def _text_bytes(self, group: list[Span]) -> int:
-        """UTF-8 bytes that the targets stand for."""
         return sum(
             text_bytes(self.tokenizer, self.documents[span.document].ids, span.start, span.end) for span in group
         )
 
-    def _keep_recall(self, group: list[Span], ids: Tensor, trace: RecallTrace) -> None:
-        for row, span in enumerate(group):
-            document = self.documents[span.document]
-            self.recall.add(document.name, ids[row].cpu(), trace, row)
-            if document.origins is not None:
-                origins = document.origins[span.end - ids.shape[1] : span.end]
-                self.topics.add(trace, origins, row)
-
     def rows(self) -> list[dict[str, Any]]:
-        """The table: a row for each way of reading and length, over all series.
+        """Return the table: an entry for each row and length, over all series.
 
         `document_sums` has nats and targets of each document, so that tables of two runs can be compared in pairs.
         """
-        table: list[dict[str, Any]] = []
-        for row in self.options.rows:
-            for length in self.lengths:
-                table.append(self._row(row, length))
-        return table
+        return [self._row(row, length) for row in self.options.rows for length in self.lengths]
 
     def _row(self, row: str, length: int) -> dict[str, Any]:
         each = [series[row, length] for series in self._series.values()]
-        figures = each[0].figures()
-        sums = [one.perplexity for one in each]
-        pooled = pooled_perplexity(sums)
+        pooled = Perplexity.pooled([one.perplexity for one in each])
+        read_tokens, seconds = sum(one.read_tokens for one in each), sum(one.seconds for one in each)
+        figures = {"row": row, "context_tokens": length, **each[0].settings, **pooled.result()}
+        figures |= {
+            "read_tokens": each[0].read_tokens // len(self.spans),
+            "tokens_per_second": read_tokens / seconds,
+            "seconds": seconds,
+            "peak_mb": each[0].peak_mb,
+        }
         if len(each) > 1:
-            ppls = [one.all.ppl or 0.0 for one in sums]
-            figures |= pooled.result() | {name: figures[name] for name in figures if name.endswith("tokens")}
-            figures |= {
-                "ppl_mean": sum(ppls) / len(ppls), "ppl_spread": max(ppls) - min(ppls), "ppls": ppls,
-                "tokens_per_second": sum(one.tokens for one in each) / sum(one.seconds for one in each),
-                "seconds": sum(one.seconds for one in each),
-            }  # fmt: skip
+            ppls = [one.perplexity.all.ppl or 0.0 for one in each]
+            figures |= {"ppl_mean": sum(ppls) / len(ppls), "ppl_spread": max(ppls) - min(ppls), "ppls": ppls}
         if (reference := self.options.compared_with) is not None:
-            theirs = pooled_perplexity([series[reference, length].perplexity for series in self._series.values()]).sums
-            low, high = difference_interval(pooled.sums, theirs)
-            percent = difference_percent(pooled.sums, theirs)
+            theirs = Perplexity.pooled([series[reference, length].perplexity for series in self._series.values()])
+            percent, low, high = paired_change(pooled.sums, theirs.sums, perplexity_change)
             figures |= {"reference": reference, "delta_percent": percent, "delta_low": low, "delta_high": high}
-        figures["document_sums"] = pooled.sums
-        return {"row": row, "context_tokens": length, **each[0].settings, **figures}
+        return figures | {"document_sums": pooled.sums}
 
     def figures(self) -> dict[str, Any]:
-        """What was scored, the table, and what was recalled."""
+        """Return the targets, the table, and what was recalled."""
         spans = [
             {"document": self.documents[span.document].name, "first": span.start, "end": span.end}
             for span in self.spans
@@ -217,29 +185,28 @@ class TargetScores:
             "spans": spans,
             "rows": self.rows(),
             "recall": self.recall.segments,
-            "topics": self.topics.result() if self.topics.segments else None,
             "recall_distances": {str(distance): count for distance, count in sorted(self.recall.distances.items())},
         }
 
 
 def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: Tensor, start: int, end: int) -> int:
-    """UTF-8 bytes of the characters that end within tokens of a document.
+    """Count the UTF-8 bytes of the characters that end within tokens of a document.
 
-    The tokens alone do not tell: some tokenizers drop a space before the first of them, and what is left of a character
-    that is cut has no text of its own. So the text is that of a few tokens more, less that of these few.
+    The tokens alone are not enough: some tokenizers drop a space before the first of them, and the rest of a character
+    that was cut has no text of its own. So a few more tokens are decoded, and their text is subtracted.
 
     Args:
-        tokenizer: Of the document.
+        tokenizer: Tokenizer of the document.
         ids: All tokens of the document, (tokens,) int64.
-        start: First of those that are measured.
-        end: Behind the last of them.
+        start: First of the tokens.
+        end: One past the last of them.
     """
 
     def decoded(first: int, last: int) -> str:
         return str(tokenizer.decode(ids[first:last].tolist(), clean_up_tokenization_spaces=False))
 
     def edge(place: int) -> int:
-        """The last place up to this one that cuts no character; this one where the text has none nearby."""
+        """The last place up to this one that cuts no character; this one if there is none nearby."""
         for found in range(place, max(place - CHARACTER_BYTES, -1), -1):
             if any("\ufffd" not in decoded(max(found - size, 0), found) for size in range(1, CHARACTER_BYTES + 1)):
                 return found
@@ -248,11 +215,3 @@ def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: Tensor, start: int, end:
     first, last = edge(start), edge(end)
     before = edge(max(first - TOKENS_BEFORE, 0))
     return len(decoded(before, last).encode()) - len(decoded(before, first).encode())
-
-
-def pooled_perplexity(parts: Sequence[Perplexity]) -> Perplexity:
-    """The sums of several."""
-    pooled = Perplexity()
-    for part in parts:
-        pooled.merge(part)
-    return pooled

@@ -30,27 +30,27 @@ from hmt.pretrained import locate, read_checkpoint_config
 from hmt.text.chat import ChatTemplate
 
 UNLIMITED = 1 << 30
-"""Tokens of a text, where the harness asks for a limit: more than any has, and yet a size that torch can slice by."""
+"""Maximum tokens of a text, for the harness: more than any has, and yet a size that torch can slice by."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""As the harness passes them: context and continuation as text (or None), then as token ids."""
+"""Request of the harness: context and continuation as text (or None), then as token ids."""
 
 
 @register_model("hmt")
 class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
-    """A model with a memory, judged by lm-evaluation-harness.
+    """A model with a memory, evaluated by lm-evaluation-harness.
 
     Importing this module registers it as `hmt`.
 
     Args:
         pretrained: Checkpoint (directory or hub id), or backbone (directory, hub id or built-in name) that gets a new
             memory; or a model.
-        tokenizer: Of a model that is given itself.
-        batch_size: Rows read side by side at most.
+        tokenizer: Tokenizer, for a model that is given itself.
+        batch_size: Maximum rows read side by side.
         device: Where a model that is loaded runs; "auto" takes an accelerator if there is one. Without CUDA, "cuda:0",
             which the harness asks for by default, means "auto".
         add_bos_token: Begin texts with the BOS token, or do not; by default as the tokenizer does.
-        prefix_token_id: Stands before texts without a context; by default BOS, or EOS where there is none.
+        prefix_token_id: Token before texts without a context; by default BOS, or EOS if there is none.
         think_end_token: As in the harness's `hf`: answers begin after it.
         enable_thinking: Likewise, an argument of the chat template.
         chat_template_args: Further arguments of the chat template.
@@ -102,11 +102,11 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have: any number, so the harness truncates nothing and cuts no windows."""
+        """Maximum tokens of a text: so many that the harness truncates nothing and cuts no windows."""
         return UNLIMITED
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness notes about the model in its results."""
+        """Return the description of the model for the harness's results."""
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
@@ -115,7 +115,7 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
         }
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text.
+        """Return a conversation as text.
 
         Raises:
             ValueError: If the tokenizer has no chat template.
@@ -124,7 +124,7 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole documents, segment after segment, after the prefix token."""
+        """Return the log-likelihood of whole documents, segment after segment, after the prefix token."""
         texts = [request.args[0] for request in requests]
         tokens = [self.tok_encode(text) for text in texts]
         filled = [(None, [self.prefix_token_id], ids) for ids in tokens if ids]
@@ -169,7 +169,7 @@ class HMTLM(HFLM):  # type: ignore[misc]  # the harness has no types
 
 
 def model_options(pretrained: str, settings: dict[str, Any]) -> ModelOptions:
-    """The model that the harness's `model_args` ask for.
+    """Return the options of the model that the harness's `model_args` ask for.
 
     Args:
         pretrained: Checkpoint or backbone.
@@ -204,7 +204,7 @@ def model_options(pretrained: str, settings: dict[str, Any]) -> ModelOptions:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without the harness's warning that settings of loading have no effect on a model: this class loads it."""
+    """Silence the harness's warning that settings of loading have no effect on a loaded model."""
     logger = logging.getLogger(HFLM.__module__)
     level = logger.level
     logger.setLevel(logging.ERROR)

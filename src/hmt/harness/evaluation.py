@@ -18,8 +18,14 @@ from hmt.model.loading import choose_device
 from hmt.options import ModelOptions
 from hmt.pretrained import first_line
 
+SETTINGS = (
+    "num_fewshot", "batch_size", "device", "limit", "gen_kwargs", "apply_chat_template", "system_instruction",
+    "fewshot_as_multiturn", "predict_only", "bootstrap_iters",
+)  # fmt: skip
+"""Options that are the harness's own."""
+
 ELSEWHERE = ("model_name", "load_from_ckpt", "hub_map", "cache_dir")
-"""Fields of `ModelOptions` that are no arguments of the harness's model."""
+"""Fields of `ModelOptions` that the harness's model does not take."""
 
 
 def run(options: HarnessOptions) -> tuple[dict[str, Any], str]:
@@ -30,7 +36,7 @@ def run(options: HarnessOptions) -> tuple[dict[str, Any], str]:
 
     Raises:
         ValueError: If there is no such task, or it cannot be loaded.
-        OSError: If there is no such model, or the data of a task cannot be had.
+        OSError: If there is no such model, or the data of a task cannot be read.
     """
     choose_device(options.device)  # the adapter falls back to the CPU, as the harness does
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,16 +48,7 @@ def run(options: HarnessOptions) -> tuple[dict[str, Any], str]:
         model_args=arguments,
         tasks=tasks,
         task_manager=manager,
-        num_fewshot=options.num_fewshot,
-        batch_size=options.batch_size,
-        device=options.device,
-        limit=options.limit,
-        gen_kwargs=options.gen_kwargs,
-        apply_chat_template=options.apply_chat_template,
-        system_instruction=options.system_instruction,
-        fewshot_as_multiturn=options.fewshot_as_multiturn,
-        predict_only=options.predict_only,
-        bootstrap_iters=options.bootstrap_iters,
+        **{name: getattr(options, name) for name in SETTINGS},
         evaluation_tracker=tracker,
         log_samples=tracker is not None,
     )
@@ -65,7 +62,7 @@ def run(options: HarnessOptions) -> tuple[dict[str, Any], str]:
 
 
 def model_arguments(options: HarnessOptions) -> dict[str, Any]:
-    """The model as the harness's `model_args`: `pretrained`, and what differs from the defaults."""
+    """Return the model as the harness's `model_args`: `pretrained`, and every field that is set."""
     chosen = {field.name: getattr(options, field.name) for field in fields(ModelOptions) if field.name != "device"}
     given = {name: value for name, value in chosen.items() if value is not None and name not in ELSEWHERE}
     bos = {} if options.add_bos_token is None else {"add_bos_token": options.add_bos_token}
@@ -73,11 +70,11 @@ def model_arguments(options: HarnessOptions) -> dict[str, Any]:
 
 
 def load_tasks(options: HarnessOptions, arguments: dict[str, Any]) -> tuple[list[Any], TaskManager]:
-    """The tasks and groups that the options name, loaded with their data.
+    """Load the tasks and groups that the options name, with their data.
 
     Raises:
         ValueError: If there is no such task, or it cannot be loaded.
-        OSError: If its data cannot be had.
+        OSError: If its data cannot be read.
     """
     path = None if options.include_path is None else str(options.include_path)
     metadata = arguments | options.task_metadata

@@ -1,1 +1,1 @@
-"""Logits to numbers: what a text costs, and what reading it takes."""
+"""Metrics, intervals, and costs."""

@@ -1,6 +1,6 @@
-"""What a written answer is worth against the accepted ones.
+"""Scores of a generated answer against the accepted ones.
 
-Source: normalisation, exact match and F1 as in SQuAD (arXiv:1606.05250, section 6.1); ROUGE-L (Lin, 2004) by the
+Source: normalization, exact match and F1 as in SQuAD (arXiv:1606.05250, section 6.1); ROUGE-L (Lin, 2004) by the
 package rouge-score.
 """
 
@@ -9,27 +9,29 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+
+from hmt.text.questions import Question
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalised(text: str) -> str:
-    """Lower case, without punctuation and articles, one space between words."""
+def normalized(text: str) -> str:
+    """Return the text in lower case, without punctuation and articles, one space between words."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction is one of the answers, normalised; else 0."""
-    return float(any(normalised(prediction) == normalised(answer) for answer in answers))
+    """Return 1 if the prediction is one of the answers, normalized; else 0."""
+    return float(any(normalized(prediction) == normalized(answer) for answer in answers))
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Highest harmonic mean of precision and recall over the words that prediction and an answer share."""
-    return max(_f1(normalised(prediction).split(), normalised(answer).split()) for answer in answers)
+    """Return the highest harmonic mean of precision and recall over the words shared with an answer."""
+    return max(_f1(normalized(prediction).split(), normalized(answer).split()) for answer in answers)
 
 
 def _f1(predicted: list[str], wanted: list[str]) -> float:
@@ -39,7 +41,7 @@ def _f1(predicted: list[str], wanted: list[str]) -> float:
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Highest F-measure of the longest common subsequence of words, stemmed.
+    """Return the highest F-measure of the longest common subsequence of words, stemmed.
 
     Raises:
         ImportError: If rouge-score is not installed; names the extra.
@@ -57,7 +59,7 @@ def _rouge_scorer() -> Any:
 
 
 def chosen(prediction: str, choices: Sequence[str]) -> str | None:
-    """The choice that the prediction names first, as a word of its own; the longest of those that begin there."""
+    """Return the choice that the prediction names first, as a word of its own; the longest of those at one place."""
     text = prediction.lower()
     found = []
     for choice in choices:
@@ -67,10 +69,19 @@ def chosen(prediction: str, choices: Sequence[str]) -> str | None:
 
 
 def is_correct(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """1 where the prediction names a right choice first or, without choices, holds an accepted answer; else 0."""
+    """Return 1 if the prediction names a right choice first or, without choices, holds an accepted answer; else 0."""
     if choices:
         choice = chosen(prediction, choices)
         return 0.0 if choice is None else exact_match(choice, answers)
-    words = f" {normalised(prediction)} "
-    wanted = [normalised(answer) for answer in answers]
+    words = f" {normalized(prediction)} "
+    wanted = [normalized(answer) for answer in answers]
     return float(any(answer and f" {answer} " in words for answer in wanted))
+
+
+METRICS: dict[str, Callable[[str, Question], float]] = {
+    "accuracy": lambda text, question: is_correct(text, question.answers, question.choices),
+    "exact_match": lambda text, question: exact_match(text, question.answers),
+    "f1": lambda text, question: token_f1(text, question.answers),
+    "rouge_l": lambda text, question: rouge_l(text, question.answers),
+}
+"""Metrics of generated answers, by their names in the figures; each is averaged over questions."""

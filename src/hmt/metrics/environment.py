@@ -1,25 +1,26 @@
-"""Where and with what a figure was measured."""
+"""Machine, versions and commit that a figure was measured with."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+import hmt
+
 HERE = Path(__file__).resolve()
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Return machine, versions and commit."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "hmt": _version(),
+        "hmt": hmt.__version__,
         "commit": commit(),
         "machine": platform.platform(),
         "processor": _processor(),
@@ -32,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of this program where it runs from a checkout, with a + where its source has changed since."""
+    """Return the commit of this program if it runs from a checkout, with a + if its source has changed since."""
     if _git("ls-files", "--error-unmatch", HERE.name) is None:  # installed, maybe below some other repository
         return None
     head = _git("rev-parse", "HEAD")
@@ -47,15 +48,8 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _version() -> str | None:
-    try:
-        return version("hmt")
-    except PackageNotFoundError:
-        return None
-
-
 def _git(*arguments: str) -> str | None:
-    """What git says, or None where it is not there or refuses."""
+    """Output of git, or None if it is not installed or refuses."""
     try:
         done = subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,14 +1,13 @@
-"""Bootstrap intervals: how far a figure would move with other documents of the same kind.
+"""Bootstrap intervals over documents: what a figure would be with other documents of the same kind.
 
-What varies from document to document is the documents, so these are drawn anew, with replacement, and not tokens: those
-of one document are too alike. All figures of an evaluation draw the same documents, so differences are paired.
+Documents are drawn with replacement, not tokens: those of one document are too alike. All figures of an evaluation draw
+the same documents, so differences are paired.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13 (percentile intervals).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,40 +18,47 @@ CONFIDENCE = 0.95
 SEED = 0
 
 Sums = Sequence[tuple[float, float]]
-"""What each document adds to a total and to its count, such as nats and tokens."""
+"""Total and count of each document, such as nats and tokens."""
 
 Interval = tuple[float | None, float | None]
 
 
 def ratio_interval(sums: Sums, figure: Callable[[Tensor], Tensor] = torch.clone) -> Interval:
-    """95% interval of a function of sum(totals) / sum(counts).
+    """Return the 95% interval of a function of sum(totals) / sum(counts).
 
     Args:
-        sums: Of each document.
-        figure: What is made of the ratios (draws,) float64, such as `torch.exp` for a perplexity.
+        sums: Total and count of each document.
+        figure: Function of the ratios (draws,) float64, such as `torch.exp` for a perplexity.
 
     Returns:
-        Low and high; None where there are fewer than two documents.
+        Low and high; None with fewer than two documents.
     """
     return _interval(figure(_ratios(sums))) if len(sums) > 1 else (None, None)
 
 
-def difference_interval(sums: Sums, reference: Sums) -> Interval:
-    """95% interval of the change in per cent from the reference's perplexity to that of `sums`, documents paired.
+def perplexity_change(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the change in percent between the perplexities of two mean losses, in nats."""
+    return 100 * torch.expm1(ours - theirs)
+
+
+def paired_change(
+    sums: Sums, reference: Sums, change: Callable[[Tensor, Tensor], Tensor] = torch.sub
+) -> tuple[float, float | None, float | None]:
+    """Return the change of sum(totals) / sum(counts) from a reference, and its 95% interval, documents paired.
 
     Args:
-        sums: Nats and tokens of each document.
+        sums: Total and count of each document.
         reference: The same of the reference, in the same order.
+        change: Function of the two ratios, such as `perplexity_change`.
+
+    Returns:
+        Change, low and high; no interval with fewer than two documents.
     """
+    ours, theirs = (torch.tensor(part, dtype=torch.float64).sum(dim=0) for part in (sums, reference))
+    value = float(change(ours[0] / ours[1], theirs[0] / theirs[1]))
     if len(sums) < 2:
-        return None, None
-    return _interval(100 * torch.expm1(_ratios(sums) - _ratios(reference)))
-
-
-def difference_percent(sums: Sums, reference: Sums) -> float:
-    """Change in per cent from the reference's perplexity to that of `sums`."""
-    ours, theirs = (sum(nats for nats, _ in part) / sum(tokens for _, tokens in part) for part in (sums, reference))
-    return 100 * math.expm1(ours - theirs)
+        return value, None, None
+    return value, *_interval(change(_ratios(sums), _ratios(reference)))
 
 
 def _ratios(sums: Sums) -> Tensor:

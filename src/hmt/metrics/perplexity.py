@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from hmt.metrics.intervals import Sums, ratio_interval
 
 @dataclass
 class Tally:
-    """Nats, and over how many targets."""
+    """Nats, and the number of targets that they are of."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -24,14 +24,19 @@ class Tally:
         self.nats += float(nll[counts].sum())
         self.tokens += int(counts.sum())
 
+    def merge(self, other: Tally) -> None:
+        """Count all that another tally has counted."""
+        self.nats += other.nats
+        self.tokens += other.tokens
+
     @property
     def mean(self) -> float | None:
-        """Nats per target; None where nothing was counted."""
+        """Nats per target; None if nothing was counted."""
         return self.nats / self.tokens if self.tokens else None
 
     @property
     def ppl(self) -> float | None:
-        """Perplexity; None where nothing was counted."""
+        """Perplexity; None if nothing was counted."""
         return None if self.mean is None else math.exp(min(self.mean, 700.0))
 
 
@@ -42,88 +47,66 @@ class Perplexity:
     Attributes:
         all: Scored targets.
         causal: Scored targets that the memory prompt cannot have seen.
-        second_half: Scored targets with at least half a segment of tokens before them in their own window.
-        text_bytes: UTF-8 bytes of the scored text.
-        last_segments: Perplexity of each sample's last segment, where what reads has segments.
         documents: Scored targets of each document, by its index.
+        text_bytes: UTF-8 bytes of the scored text.
     """
 
     all: Tally = field(default_factory=Tally)
     causal: Tally = field(default_factory=Tally)
-    second_half: Tally = field(default_factory=Tally)
-    text_bytes: int = 0
-    last_segments: list[float] = field(default_factory=list)
     documents: dict[int, Tally] = field(default_factory=dict)
+    text_bytes: int = 0
 
-    def add(
-        self,
-        nll: Tensor,
-        scored: Tensor,
-        causal: Tensor,
-        segment_tokens: int | None,
-        text_bytes: int,
-        documents: Sequence[int],
-    ) -> None:
+    def add(self, nll: Tensor, scored: Tensor, causal: Tensor, text_bytes: int, documents: Sequence[int]) -> None:
         """Count a batch.
 
         Args:
             nll: Nats per target, (B, T - 1).
             scored: Targets that count, (B, T - 1) bool.
             causal: Targets that the memory prompt cannot have seen, (B, T - 1) bool.
-            segment_tokens: Fresh tokens of a segment, the first of which begins at a row's first token; None where
-                every target has at least half a window before it, 0 where segments differ in length: then neither the
-                second half nor the last segment is counted.
             text_bytes: UTF-8 bytes of the batch's scored text.
-            documents: The document of each row.
+            documents: Document of each row.
         """
         nll, scored, causal = nll.cpu().double(), scored.cpu(), causal.cpu()
         self.all.add(nll, scored)
         self.causal.add(nll, scored & causal)
-        self.second_half.add(nll, scored & second_half(nll.shape[1], segment_tokens))
         self.text_bytes += text_bytes
         for row, counts, document in zip(nll, scored, documents, strict=True):
             self.documents.setdefault(document, Tally()).add(row, counts)
-            last = row[counts][-segment_tokens:] if segment_tokens else row[:0]
-            if len(last):
-                self.last_segments.append(math.exp(min(float(last.mean()), 700.0)))
 
-    def merge(self, other: Perplexity) -> None:
-        """Count all that another one has counted."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in ("all", "causal", "second_half")]
-        pairs += [(self.documents.setdefault(index, Tally()), tally) for index, tally in other.documents.items()]
-        for own, theirs in pairs:
-            own.nats += theirs.nats
-            own.tokens += theirs.tokens
-        self.text_bytes += other.text_bytes
-        self.last_segments += other.last_segments
+    @classmethod
+    def pooled(cls, parts: Sequence[Perplexity]) -> Perplexity:
+        """Return the sums of several."""
+        pooled = cls()
+        for part in parts:
+            pooled.all.merge(part.all)
+            pooled.causal.merge(part.causal)
+            pooled.text_bytes += part.text_bytes
+            for index, tally in part.documents.items():
+                pooled.documents.setdefault(index, Tally()).merge(tally)
+        return pooled
 
     @property
     def sums(self) -> Sums:
         """Nats and tokens of each document, in order of their indices."""
         return [(tally.nats, tally.tokens) for _, tally in sorted(self.documents.items())]
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the scored text; None if nothing was counted."""
+        return self.all.nats / math.log(2) / self.text_bytes if self.text_bytes else None
+
     def result(self) -> dict[str, float | int | None]:
-        """The figures by name; None where nothing was counted, and for intervals over a single document."""
+        """Return every metric by name, and the 95% interval of the perplexity over documents."""
         low, high = ratio_interval(self.sums, torch.exp)
-        return {
-            "loss": self.all.mean,
-            "ppl": self.all.ppl,
-            "ppl_low": low,
-            "ppl_high": high,
-            "ppl_causal": self.causal.ppl,
-            "ppl_second_half": self.second_half.ppl,
-            "ppl_last_segment_mean": sum(self.last_segments) / len(self.last_segments) if self.last_segments else None,
-            "bits_per_byte": self.all.nats / math.log(2) / self.text_bytes if self.text_bytes else None,
-            "tokens": self.all.tokens,
-            "causal_tokens": self.causal.tokens,
-            "second_half_tokens": self.second_half.tokens,
-        }
+        return {name: measure(self) for name, measure in METRICS.items()} | {"ppl_low": low, "ppl_high": high}
 
 
-def second_half(targets: int, segment_tokens: int | None) -> Tensor:
-    """Which of a row's targets (T - 1,) stand in the second half of a segment; all where there are none, none at 0."""
-    if segment_tokens is None:
-        return torch.ones(targets, dtype=torch.bool)
-    if not segment_tokens:
-        return torch.zeros(targets, dtype=torch.bool)
-    return 2 * (torch.arange(1, targets + 1) % segment_tokens) >= segment_tokens
+METRICS: dict[str, Callable[[Perplexity], float | int | None]] = {
+    "loss": lambda sums: sums.all.mean,
+    "ppl": lambda sums: sums.all.ppl,
+    "ppl_causal": lambda sums: sums.causal.ppl,
+    "bits_per_byte": lambda sums: sums.bits_per_byte,
+    "tokens": lambda sums: sums.all.tokens,
+    "causal_tokens": lambda sums: sums.causal.tokens,
+}
+"""Metrics of scored text, by their names in the figures."""

@@ -1,4 +1,4 @@
-"""What a memory keeps, as text that a person can read."""
+"""Segments that a memory keeps, for people to read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class KeptSegment:
     Attributes:
         segment: Its number, from 0.
         usage: Decayed sum of the recall weights that its memory embeddings received.
-        score: What the retention policy thinks it is worth, the mean over its memory embeddings; None where the policy
-            keeps it in any case, or compares segments otherwise (fifo, merge), or is not at hand.
-        tokens: Of its text.
-        text: None without a tokenizer.
+        score: Mean score of its memory embeddings by the retention policy; None if the policy has none for it.
+        tokens: Length of its text.
+        text: Its text; None without a tokenizer.
     """
 
     segment: int
@@ -41,7 +40,7 @@ def kept_segments(
     row: int = 0,
     policy: RetentionPolicy | None = None,
 ) -> list[KeptSegment]:
-    """The segments that a row's bank keeps, oldest first."""
+    """Return the segments that a row's bank keeps, oldest first."""
     bank = memory.bank
     scores = _scores(policy, bank)
     slots: dict[int, list[int]] = {}
@@ -61,14 +60,14 @@ def kept_segments(
 
 @torch.no_grad()
 def _scores(policy: RetentionPolicy | None, bank: Bank) -> Tensor | None:
-    """What a policy gives each slot, (B, N), or None where it gives none."""
+    """Scores of the slots, (B, N), or None if the policy has none."""
     if policy is None or type(policy).scores is RetentionPolicy.scores:
         return None
     return policy.scores(bank)
 
 
 def describe_kept(segments: list[KeptSegment]) -> str:
-    """One line a segment, its text cut in the middle."""
+    """Format one line per segment, its text cut in the middle."""
     if not segments:
         return "nothing is kept"
     lines = []

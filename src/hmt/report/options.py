@@ -15,13 +15,11 @@ class ReportOptions(OutputOptions):
     """Write one HTML page of what runs left behind, with each plot as PNG and SVG and its numbers as CSV."""
 
     sources: Positional[tuple[Path, ...]] = ()
-    """Run directories (a checkpoint, or its .run), files written with --json, memory files."""
+    """Run directories (a checkpoint, or its .run), files written with --json."""
     run_dir: Path | None = None
     """Run directory; same as a positional argument."""
     out: Path | None = None
     """Output directory; by default `report` in the run directory, or FILE.report beside a file."""
-    model_name: str | None = None
-    """Model whose tokenizer decodes the text of memory files; by default the model that wrote them."""
 
     def check(self) -> None:
         """Check that at least one source is named.

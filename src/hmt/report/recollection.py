@@ -1,4 +1,4 @@
-"""What was recalled, as text that a person can read."""
+"""Recalled text, for people to read, and recall by segment, to be drawn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RecalledPassage:
 def recalled_segments(
     trace: RecallTrace | None, memory: MemoryState | None, tokenizer: PreTrainedTokenizerBase, count: int = 5
 ) -> list[RecalledSegment]:
-    """The segments whose embeddings were recalled most, strongest first."""
+    """Return the segments whose embeddings were recalled most, strongest first."""
     if trace is None or memory is None:
         return []
     found = []
@@ -63,7 +63,7 @@ def recalled_segments(
 def recalled_passages(
     trace: RecallTrace | None, tokenizer: PreTrainedTokenizerBase, row: int = 0
 ) -> list[RecalledPassage]:
-    """The passages that a row recalled, oldest first."""
+    """Return the passages that a row recalled, oldest first."""
     passages = [] if trace is None else trace.of_row(row)
     return [
         RecalledPassage(one.start, len(one.ids), one.score, str(tokenizer.decode(one.ids.tolist()))) for one in passages
@@ -71,7 +71,7 @@ def recalled_passages(
 
 
 def describe_recall(segments: list[RecalledSegment], passages: list[RecalledPassage]) -> str:
-    """The recalled passages as they stand in the text, and a line for each recalled segment."""
+    """Format the recalled passages as they stand in the text, and a line for each recalled segment."""
     if not segments and not passages:
         return "nothing was recalled"
     lines = []
@@ -83,7 +83,7 @@ def describe_recall(segments: list[RecalledSegment], passages: list[RecalledPass
 
 
 def shortened(text: str | None) -> str:
-    """A text on one line, cut in the middle."""
+    """Return a text on one line, cut in the middle."""
     if text is None:
         return "(no longer kept)"
     line = " ".join(text.split())
@@ -100,14 +100,14 @@ MAP_SLOTS = 16
 
 @dataclass
 class RecallMap:
-    """What each segment of a few texts recalled, as figures that a heat map can be drawn from.
+    """Recall of each segment of a few texts, as figures that a heat map can be drawn from.
 
     Attributes:
-        tokenizer: Writes the segments out.
-        segments: One entry a segment: document, segment (from 0), its text, the strongest 16 of those it recalled
-            as pairs (segment, weight), and the distance to the strongest, 0 where nothing was recalled. Of at most
-            3 documents, the last 200 segments of each.
-        distances: How often each recall distance was seen, over all texts.
+        tokenizer: Tokenizer of the model.
+        segments: One entry per segment of up to 3 documents, the last 200 of each: document, segment (from 0), its
+            text, the 16 strongest of those it recalled as pairs (segment, weight), and the distance to the strongest,
+            0 if nothing was recalled.
+        distances: Count of each recall distance, over all texts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -115,13 +115,13 @@ class RecallMap:
     distances: Counter[int] = field(default_factory=Counter)
 
     def add(self, document: str, ids: Tensor, trace: RecallTrace, row: int) -> None:
-        """Note one row of a call that read a text from its beginning.
+        """Add one row of a call that read a text from its beginning.
 
         Args:
             document: Name of the text.
             ids: The text, (tokens,) int64.
-            trace: What the call recalled.
-            row: Of the call.
+            trace: Recall of the call.
+            row: Row of the call.
         """
         distances = [int(one[row]) for one in trace.by_segment]
         self.distances.update(distance for distance in distances if distance > 0)

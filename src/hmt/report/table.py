@@ -7,7 +7,7 @@ from typing import Any
 
 
 def format_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as aligned text.
+    """Format rows as aligned text.
 
     Args:
         rows: Values by key.

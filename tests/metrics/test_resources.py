@@ -1,13 +1,14 @@
-"""Times of marked stretches."""
+"""Time and memory of a block, and times of marked parts."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
+import torch
 from torch.autograd.profiler import record_function
 
-from hmt.metrics.timing import PartTimes
+from hmt.metrics.resources import STATUS, Meter, PartTimes
 
 
 def test_marked_stretches_are_told_apart_and_the_first_block_only_warms_up() -> None:
@@ -26,3 +27,13 @@ def test_marked_stretches_are_told_apart_and_the_first_block_only_warms_up() -> 
     assert found["head_seconds"] < found["read_seconds"]
     assert set(found) == {"measured", "read_seconds", "head_seconds"}
     assert str(times).startswith("read ")
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the system does not report peak memory")
+def test_the_meter_sees_what_a_block_takes() -> None:
+    with Meter(torch.device("cpu")) as small:
+        pass
+    with Meter(torch.device("cpu")) as large:
+        torch.ones(50_000_000).sum()
+    assert large.seconds > small.seconds >= 0
+    assert large.peak_mb - small.peak_mb > 150

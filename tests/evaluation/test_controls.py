@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmt.model.controls import partners, score_with_other_banks, with_uniform_recall
+from hmt.evaluation.controls import donors, score_with_other_banks
 from hmt.text.batches import IGNORED
 from tests.conftest import make_model, make_rolling, random_ids
 
@@ -18,25 +18,6 @@ FRESH = 14
 def sample(ids: Tensor, targets: int) -> tuple[Tensor, Tensor]:
     """A batch and its labels."""
     return ids, ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - targets, IGNORED)
-
-
-def test_uniform_recall_weighs_all_filled_slots_alike() -> None:
-    model, ids = make_model(), random_ids(2, 4 * FRESH)
-    trace = with_uniform_recall(model)(ids, output_recall=True).recall
-    for filled, weights in enumerate(trace.weights, start=1):
-        assert torch.allclose(weights, torch.full_like(weights, 1 / filled))
-    own = model(ids, output_recall=True).recall
-    assert not torch.allclose(own.weights[-1], trace.weights[-1], atol=1e-3)  # the model itself stays as it was
-    with pytest.raises(ValueError, match="rmt recalls nothing"):
-        with_uniform_recall(make_model(mode="rmt"))
-
-
-def test_uniform_recall_leaves_empty_slots_out() -> None:
-    model, ids = make_model(), random_ids(2, 3 * FRESH)
-    mask = torch.ones_like(ids)
-    mask[0, 2 * FRESH :] = 0
-    weights = with_uniform_recall(model)(ids, attention_mask=mask, output_recall=True).recall.weights[-1]
-    assert torch.allclose(weights[1], torch.full_like(weights[1], 0.5))
 
 
 @pytest.mark.parametrize(
@@ -50,18 +31,18 @@ def test_uniform_recall_leaves_empty_slots_out() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("context", [3 * FRESH, 2 * FRESH + 5, 6])
-def test_equal_texts_may_exchange_their_banks(fields: dict[str, Any], context: int) -> None:
+def test_equal_texts_may_exchange_their_banks(fields: dict[str, Any]) -> None:
     rolling = fields.get("sensory") == "cache"
     room = {"segment_length": 22} if "num_memory_tokens" in fields and not rolling else {}
     model = (make_rolling if rolling else make_model)(**room, **fields)
-    ids, labels = sample(random_ids(1, context + 20), 20)
-    (first, second) = score_with_other_banks(model, [(ids, labels), (ids, labels)], [0, 1])
-    expected = model(ids, labels=labels)
-    for output in (first, second):
-        assert torch.allclose(output.nll, expected.nll, atol=1e-4)
-        assert torch.equal(output.scored_mask, expected.scored_mask)
-        assert torch.equal(output.causal_mask, expected.causal_mask)
+    for context in (3 * FRESH, 2 * FRESH + 5, 6):
+        ids, labels = sample(random_ids(1, context + 20), 20)
+        (first, second) = score_with_other_banks(model, [(ids, labels), (ids, labels)], [0, 1])
+        expected = model(ids, labels=labels)
+        for output in (first, second):
+            assert torch.allclose(output.nll, expected.nll, atol=1e-4)
+            assert torch.equal(output.scored_mask, expected.scored_mask)
+            assert torch.equal(output.causal_mask, expected.causal_mask)
 
 
 def test_another_texts_bank_changes_the_targets_but_the_first() -> None:
@@ -85,8 +66,8 @@ def test_one_by_one_is_side_by_side() -> None:
     assert torch.allclose(together.nll, torch.cat([output.nll for output in apart]), atol=1e-5)
 
 
-def test_a_partner_is_of_another_document_where_there_is_one() -> None:
-    assert partners([0, 0, 1]) == [2, 2, 0]
-    assert partners([5, 5]) == [1, 0]
-    with pytest.raises(ValueError, match="needs a second text"):
-        partners([0])
+def test_a_donor_is_of_another_document_where_there_is_one() -> None:
+    assert donors([0, 0, 1]) == [2, 2, 0]
+    assert donors([5, 5]) == [1, 0]
+    with pytest.raises(ValueError, match="max_documents"):
+        donors([0])

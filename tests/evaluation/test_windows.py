@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hmt.model import baselines
-from hmt.model.baselines import WindowedBackbone
+from hmt.evaluation import windows
+from hmt.evaluation.windows import WindowedBackbone
 from hmt.text.batches import IGNORED
 from tests.conftest import make_backbone, random_ids
 
@@ -20,7 +20,7 @@ def labelled(ids: Tensor, targets: int) -> Tensor:
 
 @torch.no_grad()
 def nats(backbone: PreTrainedModel, context: Tensor, target: Tensor) -> Tensor:
-    """Of one target (B,) after a context (B, T)."""
+    """Nats of one target (B,) after a context (B, T)."""
     return torch.nn.functional.cross_entropy(backbone(context).logits[:, -1].float(), target, reduction="none")
 
 
@@ -30,7 +30,7 @@ def nats(backbone: PreTrainedModel, context: Tensor, target: Tensor) -> Tensor:
 def test_a_window_that_holds_the_text_is_one_plain_forward_pass(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "CHUNK_POSITIONS", chunk)
+    monkeypatch.setattr(windows, "CHUNK_POSITIONS", chunk)
     backbone, ids = make_backbone(family), random_ids(2, 60)
     output = WindowedBackbone(backbone, 512, 256).score(ids, labelled(ids, 25))
     expected = torch.nn.functional.cross_entropy(
@@ -55,30 +55,9 @@ def test_a_sliding_window_is_what_brute_force_gives(stride: int) -> None:
         assert torch.allclose(output.nll[:, column - 1], expected, atol=1e-5)
 
 
-def test_sinks_attend_to_the_first_tokens_and_the_most_recent_ones() -> None:
-    backbone, ids = make_backbone(), random_ids(1, 60)
-    output = WindowedBackbone(backbone, 16, 1, sinks=4).score(ids, labelled(ids, 10))
-    for column in range(50, 60):
-        context = torch.cat([ids[:, :4], ids[:, column - 12 : column]], dim=1)
-        assert torch.allclose(output.nll[:, column - 1], nats(backbone, context, ids[:, column]), atol=1e-5)
-
-
-def test_sinks_are_plain_attention_while_the_text_fits_the_window() -> None:
-    backbone, ids = make_backbone(), random_ids(2, 17)
-    labels = labelled(ids, 12)
-    plain = WindowedBackbone(backbone, None).score(ids, labels)
-    sinks = WindowedBackbone(backbone, 16, 6, sinks=4).score(ids, labels)
-    assert torch.allclose(plain.nll, sinks.nll, atol=1e-5)
-    longer = random_ids(2, 30)
-    plain = WindowedBackbone(backbone, None).score(longer, labelled(longer, 12))
-    sinks = WindowedBackbone(backbone, 16, 6, sinks=4).score(longer, labelled(longer, 12))
-    assert not torch.allclose(plain.nll, sinks.nll, atol=1e-2)
-
-
 def test_tokens_that_are_read_are_counted() -> None:
     backbone = make_backbone()
     assert WindowedBackbone(backbone, None).read_tokens(100, 20) == 100
     assert WindowedBackbone(backbone, 512, 256).read_tokens(100, 20) == 100
     # The first window of 8 targets ends before token 87 and begins at 71.
     assert WindowedBackbone(backbone, 16, 8).read_tokens(100, 20) == 100 - 71
-    assert WindowedBackbone(backbone, 16, 8, sinks=4).read_tokens(100, 20) == 100 - 75 + 4
