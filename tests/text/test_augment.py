@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hmt.train import _Texts
 from transformers import PreTrainedTokenizerFast
 
 from hmt.evaluation.options import EvaluateOptions
-from hmt.training.options import TrainOptions
 from hmt.text.augment import augment, dilate, interleave, read_enough
 from hmt.text.batches import TokenDocument, cut
 from hmt.text.documents import Document
 from hmt.text.tasks import iter_documents
-from hmt.train import _Texts
+from hmt.training.options import TrainOptions
 from tests.conftest import VOCAB
 
 

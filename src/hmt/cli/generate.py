@@ -112,7 +112,9 @@ def _encode(prompt: str, options: GenerateOptions, model: HMTForCausalLM, tokeni
 
     if not options.chat:
         begins = options.memory is None
-        return text_ids("the prompt", prompt, tokenizer, len(model.embedding_table), begins=begins)[None].to(model.device)
+        return text_ids("the prompt", prompt, tokenizer, len(model.embedding_table), begins=begins)[None].to(
+            model.device
+        )
     ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
     check_vocabulary(ids, len(model.embedding_table))
     return torch.tensor([ids], device=model.device)

@@ -18,10 +18,10 @@ from hmt.evaluation.controls import donors
 from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.readers import Reader, make_reader
 from hmt.evaluation.rows import ROWS
+from hmt.memory.identity import weights_digest
 from hmt.metrics.intervals import paired_change, perplexity_change
 from hmt.metrics.perplexity import Perplexity
 from hmt.metrics.resources import Meter
-from hmt.memory.identity import weights_digest
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import parse_counts
 from hmt.report.recollection import RecallMap
