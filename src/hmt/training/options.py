@@ -24,7 +24,7 @@ class TrainingTextOptions(AugmentOptions):
 
 @dataclass(kw_only=True)
 class OptimizationOptions:
-    """What is trained, for how long, and by which optimizer."""
+    """Trained parameters, length of training, and optimizer."""
 
     hmt_stage_1: bool = False
     """Run stage 1 only: the previous segment's memory embedding instead of recall, 2 segments per sample."""
