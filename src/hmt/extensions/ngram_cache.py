@@ -290,7 +290,7 @@ class _RowText:
 
     def remembered(self, end: int) -> tuple[Array, int]:
         """Remembered tokens before a position, (T,) int32, and the position of the first."""
-        bank, _ = self._bank.text(self.row)
+        bank = self._bank.text(self.row)
         ids = np.concatenate([bank.numpy(), self.own[len(self.own) - self._unbanked :].astype(np.int32)])
         first = self.banked - len(bank)
         return ids[: max(end - first, 0)], first
