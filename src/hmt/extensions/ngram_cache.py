@@ -166,7 +166,7 @@ class NgramCache(Extension):
     def _mix(
         self, text: _RowText, mixed: Tensor, logits: Tensor, columns: Tensor, odds: Tensor, normalizer: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write the mixture after a row's new tokens to `mixed` (l, V); return the odds and the normalizer after them."""
+        """Write the mixture after a row's new tokens to `mixed` (l, V); return odds and normalizer after them."""
         observed = np.zeros(len(text.new))  # gain of each new token where it was predicted
         parts = []
         for segment, positions in text.segments():
