@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +82,8 @@ POLICIES: dict[str, type[RetentionPolicy]] = {}
 Policy = TypeVar("Policy", bound=type[RetentionPolicy])
 
 
-@overload
-def register_policy(name: str) -> Callable[[Policy], Policy]: ...
-@overload
-def register_policy(name: str, policy: Policy) -> Policy: ...
-def register_policy(name: str, policy: Policy | None = None) -> Callable[[Policy], Policy] | Policy:
-    """Make a retention policy known as `memory_policy=name`, as a function or as a decorator of the class.
+def register_policy(name: str) -> Callable[[Policy], Policy]:
+    """Make a retention policy known as `memory_policy=name`, as a decorator of its class.
 
     Raises:
         ValueError: If the name belongs to another class already.
@@ -101,7 +97,7 @@ def register_policy(name: str, policy: Policy | None = None) -> Callable[[Policy
             raise ValueError(f"memory_policy {name!r} is {POLICIES[name].__name__} already")
         return policy
 
-    return register if policy is None else register(policy)
+    return register
 
 
 def retention_policy(name: str) -> type[RetentionPolicy]:
