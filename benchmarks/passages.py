@@ -220,8 +220,8 @@ def babi(material: Material, task: str, tokens: int, count: int) -> Iterator[Cas
         if number == "1":
             facts = []
         if "\t" in rest:
-            question, _, support = rest.split("\t")
-            stories.append((list(facts), question.strip(), [int(one) for one in support.split()]))
+            question, _, numbers = rest.split("\t")
+            stories.append((list(facts), question.strip(), [int(one) for one in numbers.split()]))
         else:
             facts.append((int(number), rest.strip()))
     for story, question, support in draw.sample(stories, count):
@@ -229,7 +229,7 @@ def babi(material: Material, task: str, tokens: int, count: int) -> Iterator[Cas
         haystack = material.excerpt(tokens, draw)
         places = sorted(draw.randrange(len(haystack)) for _ in told)
         text, begins = material.plant(haystack, list(zip(places, told, strict=True)))
-        where = {number: (begin, begin + len(ids)) for (number, _), begin, ids in zip(story, begins, told, strict=True)}
+        where = {fact: (begin, begin + len(ids)) for (fact, _), begin, ids in zip(story, begins, told, strict=True)}
         yield Case(text, material.encode(question), [where[number] for number in support], whole=True)
 
 
@@ -309,16 +309,15 @@ SETS: dict[str, Callable[[Material, int], Iterator[Case]]] = {
 
 
 class BM25:
-    """BM25 over passages cut beforehand.
+    """BM25 (bm25s) over passages cut beforehand, by whole words without stop words.
 
     Attributes:
         size: Tokens of a passage: lines are joined up to here, and longer ones are cut.
         step: Tokens from one passage to the next; None to cut at lines instead.
-        by_words: True to match whole words without stop words, as bm25s does by default; otherwise token ids.
     """
 
-    def __init__(self, material: Material, size: int, step: int | None = None, by_words: bool = False) -> None:
-        self.material, self.size, self.step, self.by_words = material, size, step, by_words
+    def __init__(self, material: Material, size: int, step: int | None = None) -> None:
+        self.material, self.size, self.step = material, size, step
         self.text: Tensor | None = None
 
     def cut(self, text: Tensor) -> list[tuple[int, int]]:
@@ -340,8 +339,6 @@ class BM25:
 
     def terms(self, ids: Tensor) -> list[str]:
         """The terms of a passage or a question."""
-        if not self.by_words:
-            return [str(one) for one in ids.tolist()]
         return bm25s.tokenize(self.material.decode(ids), return_ids=False, show_progress=False)[0]
 
     def index(self, text: Tensor) -> None:
@@ -422,21 +419,17 @@ METHODS: dict[str, Callable[[Material], Callable[[Case, int], list[tuple[int, in
     "lexical": lambda material: Lexical(material),
     "lexical, no threshold": lambda material: Lexical(material, threshold=False),
     "lexical, token ids": lambda material: Lexical(material, threshold=False, by_words=False),
-    "bm25 ids 32": lambda material: BM25(material, 32),
-    "bm25 ids 64": lambda material: BM25(material, 64),
-    "bm25 ids 128": lambda material: BM25(material, 128),
-    "bm25 ids 64/32": lambda material: BM25(material, 64, 32),
-    "bm25 words 32": lambda material: BM25(material, 32, by_words=True),
-    "bm25 words 64": lambda material: BM25(material, 64, by_words=True),
-    "bm25 words 128": lambda material: BM25(material, 128, by_words=True),
-    "bm25 words 64/32": lambda material: BM25(material, 64, 32, by_words=True),
+    "bm25 words 32": lambda material: BM25(material, 32),
+    "bm25 words 64": lambda material: BM25(material, 64),
+    "bm25 words 128": lambda material: BM25(material, 128),
+    "bm25 words 64/32": lambda material: BM25(material, 64, 32),
     "random": lambda material: Random(),
 }
 """A number is the tokens of a passage, cut at lines; two are the tokens, and the steps they are cut in."""
 
 LONG = 100_000
-ON_LONG_TEXTS = ("lexical", "lexical, no threshold", "bm25 words 64", "bm25 ids 64", "random")
-"""What is run on texts above so many tokens: making an index of a million takes BM25 many seconds."""
+ON_LONG_TEXTS = ("lexical", "lexical, no threshold", "bm25 words 64", "random")
+"""Methods that are run on texts above so many tokens: an index of a million takes BM25 many seconds."""
 
 COMPARED = "lexical, no threshold"
 """The method that is compared with every other: those have no threshold either."""
@@ -451,7 +444,7 @@ def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
 
 
 def recall_rates(material: Material, count: int) -> dict[str, float]:
-    """How often something is recalled for what the text does not answer, by kind of query and length of text."""
+    """Share of queries that the text does not answer for which something is recalled, by kind and length of text."""
     draw = random.Random(0)
     method = Lexical(material)
     rates: dict[str, float] = {}
@@ -494,7 +487,7 @@ def milliseconds(material: Material) -> dict[str, float]:
 
 @dataclass
 class Options:
-    """What to run."""
+    """Data sets, methods and budgets."""
 
     data: Path
     """Folder with the data sets."""
@@ -547,8 +540,8 @@ def main(options: Options) -> None:
             {"method": name, **{str(budget): value for budget, value in zip(budgets, row["found"], strict=True)}}
             for name, row in rows.items()
         ]
-        columns = {"method": f"{title}, n = {len(cases)}", **{str(budget): str(budget) for budget in budgets}}
-        sys.stdout.write(f"{format_table(table, columns)}\n\n")
+        heads = {"method": f"{title}, n = {len(cases)}", **{str(budget): str(budget) for budget in budgets}}
+        sys.stdout.write(f"{format_table(table, heads)}\n\n")
         sys.stdout.flush()
     sys.stdout.write(f"written to {write('passages', results)}\n")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hmt.memory.rows import packing_order, take
 
 USAGE_DECAY = 0.99
-"""What is left of a slot's usage after one more recall."""
+"""Factor of a slot's usage at each later recall."""
 
 NO_TOKEN = -1
 """Stands in `tokens` after the end of a segment that is shorter than the longest."""
