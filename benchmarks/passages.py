@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import statistics
 import sys
 import time
@@ -30,7 +29,8 @@ from environment import write
 from torch import Tensor
 from tqdm import tqdm
 
-from hmt.memory.search import Passages, Vocabulary, find_passages
+from hmt.memory import search
+from hmt.memory.passages import SearchTables
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
@@ -120,10 +120,9 @@ class Material:
 
     def __init__(self, data: Path, tokenizer: Any, half: str) -> None:
         self.data, self.tokenizer, self.half = data, tokenizer, half
-        count = len(tokenizer)
-        self.pieces: list[str] = [tokenizer.decode([number]) for number in range(count)]
-        self.vocabulary = Vocabulary.of(self.pieces)
-        self.newlines = self.vocabulary.newlines
+        self.pieces: list[str] = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+        self.tables = SearchTables(tokenizer, len(tokenizer))
+        self.newlines = self.tables.newlines
 
     def encode(self, text: str) -> Tensor:
         """Token ids, (T,) int32."""
@@ -139,17 +138,6 @@ class Material:
         encoded = self.tokenizer(text.replace("{", "").replace("}", ""), return_offsets_mapping=True)
         inside = [at for at, (low, high) in enumerate(encoded.offset_mapping) if high > begin and low < end]
         return torch.tensor(encoded.input_ids, dtype=torch.int32), (inside[0], inside[-1] + 1)
-
-    @cache  # noqa: B019 (one object a run)
-    def spellings(self, text: str) -> list[Tensor]:
-        """The words of a text as they are encoded in other places: behind a space or not, capitalized or not."""
-        words = dict.fromkeys(
-            form
-            for word in re.findall(r"\w+", text)
-            for plain in (word, word.lower(), word.capitalize())
-            for form in (plain, f" {plain}")
-        )
-        return [self.encode(word) for word in words]
 
     @cache  # noqa: B019 (one object a run)
     def book(self) -> Tensor:
@@ -232,8 +220,8 @@ def babi(material: Material, task: str, tokens: int, count: int) -> Iterator[Cas
         if number == "1":
             facts = []
         if "\t" in rest:
-            question, _, support = rest.split("\t")
-            stories.append((list(facts), question.strip(), [int(one) for one in support.split()]))
+            question, _, numbers = rest.split("\t")
+            stories.append((list(facts), question.strip(), [int(one) for one in numbers.split()]))
         else:
             facts.append((int(number), rest.strip()))
     for story, question, support in draw.sample(stories, count):
@@ -241,7 +229,7 @@ def babi(material: Material, task: str, tokens: int, count: int) -> Iterator[Cas
         haystack = material.excerpt(tokens, draw)
         places = sorted(draw.randrange(len(haystack)) for _ in told)
         text, begins = material.plant(haystack, list(zip(places, told, strict=True)))
-        where = {number: (begin, begin + len(ids)) for (number, _), begin, ids in zip(story, begins, told, strict=True)}
+        where = {fact: (begin, begin + len(ids)) for (fact, _), begin, ids in zip(story, begins, told, strict=True)}
         yield Case(text, material.encode(question), [where[number] for number in support], whole=True)
 
 
@@ -321,16 +309,15 @@ SETS: dict[str, Callable[[Material, int], Iterator[Case]]] = {
 
 
 class BM25:
-    """BM25 over passages cut beforehand.
+    """BM25 (bm25s) over passages cut beforehand, by whole words without stop words.
 
     Attributes:
         size: Tokens of a passage: lines are joined up to here, and longer ones are cut.
         step: Tokens from one passage to the next; None to cut at lines instead.
-        by_words: True to match whole words without stop words, as bm25s does by default; otherwise token ids.
     """
 
-    def __init__(self, material: Material, size: int, step: int | None = None, by_words: bool = False) -> None:
-        self.material, self.size, self.step, self.by_words = material, size, step, by_words
+    def __init__(self, material: Material, size: int, step: int | None = None) -> None:
+        self.material, self.size, self.step = material, size, step
         self.text: Tensor | None = None
 
     def cut(self, text: Tensor) -> list[tuple[int, int]]:
@@ -352,8 +339,6 @@ class BM25:
 
     def terms(self, ids: Tensor) -> list[str]:
         """The terms of a passage or a question."""
-        if not self.by_words:
-            return [str(one) for one in ids.tolist()]
         return bm25s.tokenize(self.material.decode(ids), return_ids=False, show_progress=False)[0]
 
     def index(self, text: Tensor) -> None:
@@ -391,29 +376,31 @@ class BM25:
 
 
 class Lexical:
-    """`find_passages`.
+    """Text recall as the library does it.
 
     Attributes:
-        settings: Its arguments beside the text, the query and the budget.
+        threshold: False to take the best passage however little it shares with the question.
         by_words: False to match token ids only.
     """
 
-    def __init__(self, material: Material, by_words: bool = True, **settings: Any) -> None:
-        self.material, self.by_words = material, by_words
-        tables = material.vocabulary
-        self.settings = {"newlines": tables.newlines, "sentences": tables.sentences, **settings}
-        if by_words:
-            self.settings["words"] = tables.words
+    def __init__(self, material: Material, threshold: bool = True, by_words: bool = True) -> None:
+        self.tables, self.threshold, self.by_words = material.tables, threshold, by_words
 
-    def find(self, text: Tensor, query: Tensor, budget: int) -> Passages:
-        """Its passages."""
-        spellings = self.material.spellings(self.material.decode(query)) if self.by_words else ()
-        return find_passages(text, query, budget, spellings=spellings, **self.settings)
+    def find(self, text: Tensor, query: Tensor, budget: int) -> search.Found | None:
+        """Its passage."""
+        terms = self.tables.terms(query) if self.by_words else [frozenset({(token,)}) for token in query.tolist()]
+        needed = search.EVIDENCE_PER_NAT, search.MISSING_WEIGHT
+        if not self.threshold:
+            search.EVIDENCE_PER_NAT = search.MISSING_WEIGHT = 0
+        try:
+            return search.find_passage(text, terms, budget, self.tables.newlines, self.tables.sentences)
+        finally:
+            search.EVIDENCE_PER_NAT, search.MISSING_WEIGHT = needed
 
     def __call__(self, case: Case, budget: int) -> list[tuple[int, int]]:
-        """Its passages as runs."""
+        """Its passage as a run."""
         found = self.find(case.text, case.query, budget)
-        return list(zip(found.starts.tolist(), found.ends.tolist(), strict=True))
+        return [] if found is None else [(found.start, found.end)]
 
 
 class Random:
@@ -430,25 +417,19 @@ class Random:
 
 METHODS: dict[str, Callable[[Material], Callable[[Case, int], list[tuple[int, int]]]]] = {
     "lexical": lambda material: Lexical(material),
-    "lexical, no threshold": lambda material: Lexical(material, threshold=0),
-    "lexical, 1 piece": lambda material: Lexical(material, threshold=0, pieces=1),
-    "lexical, 2 pieces": lambda material: Lexical(material, threshold=0, pieces=2),
-    "lexical, token ids": lambda material: Lexical(material, threshold=0, by_words=False),
-    "bm25 ids 32": lambda material: BM25(material, 32),
-    "bm25 ids 64": lambda material: BM25(material, 64),
-    "bm25 ids 128": lambda material: BM25(material, 128),
-    "bm25 ids 64/32": lambda material: BM25(material, 64, 32),
-    "bm25 words 32": lambda material: BM25(material, 32, by_words=True),
-    "bm25 words 64": lambda material: BM25(material, 64, by_words=True),
-    "bm25 words 128": lambda material: BM25(material, 128, by_words=True),
-    "bm25 words 64/32": lambda material: BM25(material, 64, 32, by_words=True),
+    "lexical, no threshold": lambda material: Lexical(material, threshold=False),
+    "lexical, token ids": lambda material: Lexical(material, threshold=False, by_words=False),
+    "bm25 words 32": lambda material: BM25(material, 32),
+    "bm25 words 64": lambda material: BM25(material, 64),
+    "bm25 words 128": lambda material: BM25(material, 128),
+    "bm25 words 64/32": lambda material: BM25(material, 64, 32),
     "random": lambda material: Random(),
 }
 """A number is the tokens of a passage, cut at lines; two are the tokens, and the steps they are cut in."""
 
 LONG = 100_000
-ON_LONG_TEXTS = ("lexical", "lexical, no threshold", "bm25 words 64", "bm25 ids 64", "random")
-"""What is run on texts above so many tokens: making an index of a million takes BM25 many seconds."""
+ON_LONG_TEXTS = ("lexical", "lexical, no threshold", "bm25 words 64", "random")
+"""Methods that are run on texts above so many tokens: an index of a million takes BM25 many seconds."""
 
 COMPARED = "lexical, no threshold"
 """The method that is compared with every other: those have no threshold either."""
@@ -463,24 +444,26 @@ def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
 
 
 def recall_rates(material: Material, count: int) -> dict[str, float]:
-    """How often something is recalled for what the text does not answer, by kind of query and length of text."""
+    """Share of queries that the text does not answer for which something is recalled, by kind and length of text."""
     draw = random.Random(0)
     method = Lexical(material)
     rates: dict[str, float] = {}
     book = material.book()
-    for tokens in (2_000, 8_000, 32_000, 128_000):
+    questions = [case.query for case in qmsum(material)]
+    for tokens in (2_000, 8_000, 32_000, 128_000, 1_000_000):
         relevant: dict[str, list[bool]] = {}
         for number in range(count):
             start = draw.randrange(len(book) - tokens - 64)
-            # Half a million tokens on are other books.
-            elsewhere = (start + 500_000) % (len(book) - 64)
+            # Far enough behind the text to be about something else.
+            elsewhere = (start + tokens + 150_000) % (len(book) - 64)
             text = book[start : start + tokens]
             for kind, query in (
                 ("the next 64 tokens", book[start + tokens : start + tokens + 64]),
                 ("64 tokens of another book", book[elsewhere : elsewhere + 64]),
                 ("a question about something else", material.encode(ABSENT[number % len(ABSENT)])),
+                ("a question about a meeting", questions[number % len(questions)]),
             ):
-                relevant.setdefault(kind, []).append(method.find(text, query, 256).relevant)
+                relevant.setdefault(kind, []).append(method.find(text, query, 128) is not None)
         rates |= {f"{kind}, {tokens} tokens": sum(values) / len(values) for kind, values in relevant.items()}
     return rates
 
@@ -504,7 +487,7 @@ def milliseconds(material: Material) -> dict[str, float]:
 
 @dataclass
 class Options:
-    """What to run."""
+    """Data sets, methods and budgets."""
 
     data: Path
     """Folder with the data sets."""
@@ -557,8 +540,8 @@ def main(options: Options) -> None:
             {"method": name, **{str(budget): value for budget, value in zip(budgets, row["found"], strict=True)}}
             for name, row in rows.items()
         ]
-        columns = {"method": f"{title}, n = {len(cases)}", **{str(budget): str(budget) for budget in budgets}}
-        sys.stdout.write(f"{format_table(table, columns)}\n\n")
+        heads = {"method": f"{title}, n = {len(cases)}", **{str(budget): str(budget) for budget in budgets}}
+        sys.stdout.write(f"{format_table(table, heads)}\n\n")
         sys.stdout.flush()
     sys.stdout.write(f"written to {write('passages', results)}\n")
 

@@ -52,13 +52,13 @@ def test_every_layer_of_every_family_loses_its_bands(family: str) -> None:
 
 
 def test_a_family_without_mlps_is_named() -> None:
-    with pytest.raises(ValueError, match="family mamba has no module named mlp"):
+    with pytest.raises(ValueError, match="mamba"):
         make_model("mamba", inject_autoencoder=True)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 0.2), (0.5, 0.5)])
 def test_bands_must_leave_something(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="autoencoder_low and autoencoder_high"):
+    with pytest.raises(ValueError, match=r"autoencoder_low .*autoencoder_high"):
         HMTConfig(inject_autoencoder=True, autoencoder_low=low, autoencoder_high=high).check()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hmt import HMTConfig, HMTForCausalLM, MemoryState
 from hmt.extensions.dynamic_reading import FAST, DynamicReading
+from hmt.memory.bank import Bank
 from tests.conftest import make_backbone, make_model, random_ids
 
 
@@ -28,12 +29,10 @@ def extension(model: HMTForCausalLM) -> DynamicReading:
 def recall_only(model: HMTForCausalLM, oldest: bool) -> None:
     """Make recall choose always the oldest slot, or always the newest."""
 
-    def logits(summary: Tensor, bank: object, bias: Tensor | None = None) -> Tensor:
-        age = bank.segments.float()[:, None].expand(-1, summary.shape[1], -1)
-        scores = (-age if oldest else age) * 100
-        return scores.masked_fill(~bank.valid[:, None], torch.finfo(scores.dtype).min)
+    def bias(bank: Bank) -> Tensor:
+        return bank.segments.float() * (-1e3 if oldest else 1e3)
 
-    model.memory.recall.logits = logits
+    model.memory.retention.recall_bias = bias  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -163,14 +162,14 @@ def test_a_segment_takes_no_more_tokens_than_its_speed_has_room_for() -> None:
     recall_only(model, oldest=False)
     state = model.remember(random_ids(1, 20))
     model.step(random_ids(1, 14), state)
-    with pytest.raises(ValueError, match="a segment has 14 fresh tokens, step was given 15"):
+    with pytest.raises(ValueError, match=r"14 .*15"):
         model.step(random_ids(1, 15), state)
-    with pytest.raises(ValueError, match="a segment has 10 fresh tokens, step was given 11"):
+    with pytest.raises(ValueError, match=r"10 .*11"):
         model.step(random_ids(1, 11))
 
 
 def test_it_needs_sensory_tokens_to_halve_and_leaves_other_modes_alone() -> None:
-    with pytest.raises(ValueError, match="dynamic_reading halves num_sensory"):
+    with pytest.raises(ValueError, match=r"dynamic_reading .*num_sensory"):
         HMTConfig(sensory="reread", num_sensory=1, dynamic_reading=True).check()
     with pytest.raises(ValueError, match="dynamic_reading"):
         HMTConfig(sensory="cache", dynamic_reading=True).check()

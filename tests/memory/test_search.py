@@ -1,10 +1,12 @@
-"""Lexical search finds the passages of a text that share rare phrases with a query, and nothing otherwise."""
+"""Lexical search finds the passage of a text that shares rare words with a query, and nothing otherwise."""
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from hmt.memory.search import Vocabulary, find_passages
+from hmt.memory.passages import SearchTables
+from hmt.memory.search import Found, Term, find_passage
 
 VOCABULARY = 1000
 NEWLINE = 0
@@ -36,189 +38,151 @@ def newlines() -> Tensor:
     return table
 
 
+def terms(query: Tensor) -> list[Term]:
+    """Each token as a word of one spelling."""
+    return [frozenset({(token,)}) for token in query.tolist()]
+
+
+def find(text: Tensor, query: Tensor, budget: int, *tables: Tensor) -> Found:
+    """The passage, which there must be."""
+    found = find_passage(text, terms(query), budget, *tables)
+    assert found is not None
+    assert 0 <= found.start < found.end <= min(len(text), found.start + budget)
+    assert found.score > 0
+    return found
+
+
 @pytest.mark.parametrize("place", [0, 7_000, 19_980])
-def test_a_planted_sentence_is_found_by_some_of_its_words(place):
+def test_a_planted_sentence_is_found_by_some_of_its_words(place: int) -> None:
     text = planted(written(20_000), SENTENCE, place)
     query = torch.cat([written(6, seed=1), SENTENCE[4:6], written(3, seed=2), SENTENCE[9:11]])
 
-    found = find_passages(text, query, 64, pieces=1)
+    found = find(text, query, 64)
 
-    assert found.starts[0] <= place
-    assert found.ends[0] >= place + len(SENTENCE)
+    assert found.start <= place + 4
+    assert found.end >= place + 11
 
 
-@pytest.mark.parametrize("budget", [1, 5, 64, 256, 100_000])
-@pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_passages_are_ordered_by_age_apart_and_within_the_budget(budget, pieces, newlines):
-    text = planted(written(5_000), SENTENCE, 4_000, 1_000, 2_500, 2_530)
-
-    found = find_passages(text, SENTENCE, budget, newlines=newlines, pieces=pieces, threshold=0)
-
-    assert found.relevant
-    assert (found.starts < found.ends).all()
-    assert (found.ends[:-1] <= found.starts[1:]).all()
-    assert found.starts[0] >= 0
-    assert found.ends[-1] <= len(text)
-    assert (found.ends - found.starts).sum() <= budget
-    assert len(found.positions) == (found.ends - found.starts).sum()
+@pytest.mark.parametrize("budget", [20, 64, 256, 100_000])
+def test_a_passage_stays_within_the_budget(budget: int, newlines: Tensor) -> None:
+    for tables in ((), (newlines,)):
+        find(planted(written(5_000), SENTENCE, 4_000, 1_000, 2_500, 2_530), SENTENCE, budget, *tables)
 
 
 @pytest.mark.parametrize("query", [torch.arange(940, 980), torch.tensor([1, 2])], ids=["new", "frequent"])
-def test_nothing_is_found_for_words_that_are_nowhere_or_everywhere(query):
-    assert not find_passages(written(20_000), query, 128).relevant
+def test_nothing_is_found_for_words_that_are_nowhere_or_everywhere(query: Tensor) -> None:
+    assert find_passage(written(20_000), terms(query), 128) is None
 
 
-def test_of_equal_passages_the_newest_is_found():
-    found = find_passages(planted(written(20_000), SENTENCE, 3_000, 9_000, 6_000), SENTENCE, 40, pieces=1)
+def test_one_word_in_common_is_not_enough_in_a_long_text() -> None:
+    query = torch.cat([torch.arange(940, 942), SENTENCE[:1]])
+    for tokens, relevant in ((1_000, True), (100_000, False)):
+        found = find_passage(planted(written(tokens), SENTENCE, 500), terms(query), 128)
+        assert (found is not None) == relevant
 
-    assert found.starts[0] <= 9_000 < found.ends[0]
+
+def test_of_equal_passages_the_newest_is_found() -> None:
+    found = find(planted(written(20_000), SENTENCE, 3_000, 9_000, 6_000), SENTENCE, 40)
+
+    assert found.start <= 9_000 < found.end
 
 
-def test_a_passage_begins_and_ends_with_a_line(newlines):
+def test_a_passage_begins_and_ends_with_a_line_or_a_sentence_of_a_long_line(newlines: Tensor) -> None:
     text = planted(written(20_000), SENTENCE, 5_003)
-    text[5_010] = text[5_022] = NEWLINE
+    lines = find(text, SENTENCE, 100, newlines)
+    assert text[lines.start - 1] == text[lines.end - 1] == NEWLINE
 
-    found = find_passages(text, SENTENCE, 100, newlines=newlines, pieces=1)
-
-    assert text[found.starts[0] - 1] == NEWLINE
-    assert text[found.ends[0] - 1] == NEWLINE
-
-
-def test_sentences_bound_a_passage_where_no_line_ends_near(newlines):
-    text = written(20_000)
     text[text == NEWLINE] = 1
     text[4::9] = 999
     sentences = torch.zeros(VOCABULARY, dtype=torch.bool)
     sentences[999] = True
-
-    found = find_passages(
-        planted(text, SENTENCE, 5_003), SENTENCE, 100, newlines=newlines, sentences=sentences, pieces=1
-    )
-
-    assert text[found.starts[0] - 1] == 999
-    assert text[found.ends[0] - 1] == 999
+    found = find(planted(text, SENTENCE, 5_003), SENTENCE, 100, newlines, sentences)
+    assert text[found.start - 1] == text[found.end - 1] == 999
 
 
-def test_tokens_of_one_word_match_each_other():
-    words = torch.arange(VOCABULARY)
-    words[940:960] = SENTENCE
+def test_what_follows_a_match_has_more_of_the_passage_than_what_precedes_it() -> None:
+    found = find(planted(written(20_000), SENTENCE, 5_000), SENTENCE[:2], 100)
 
-    text = planted(written(20_000), SENTENCE, 5_000)
-
-    assert not find_passages(text, SENTENCE + 40, 64).relevant
-    assert find_passages(text, SENTENCE + 40, 64, words=words, pieces=1).starts[0] <= 5_000
+    assert 0 < 5_000 - found.start < found.end - 5_002
 
 
-def test_a_rare_word_outweighs_many_frequent_ones():
+def test_a_rare_word_outweighs_many_frequent_ones() -> None:
     text = planted(written(20_000), torch.tensor([1, 2, 3, 4, 5, 6, 7]), 2_000)
     text[15_000] = 999
 
-    found = find_passages(text, torch.tensor([5, 3, 999, 4, 2]), 32, pieces=1)
+    found = find(text, torch.tensor([5, 3, 999, 4, 2]), 32)
 
-    assert found.starts[0] <= 15_000 < found.ends[0]
-
-
-def test_ignored_words_have_no_weight_alone_or_in_phrases():
-    words = torch.arange(VOCABULARY)
-    words[900:915] = -1 - words[900:915]
-    text = planted(written(20_000), SENTENCE, 5_000)
-
-    assert not find_passages(text, SENTENCE[:15], 64, words=words, threshold=0).relevant
-    assert find_passages(text, SENTENCE[:16], 64, words=words).relevant
+    assert found.start <= 15_000 < found.end
 
 
-def test_a_word_is_found_as_it_is_encoded_elsewhere():
-    text = planted(written(20_000), SENTENCE, 5_000)
-    spelled = [SENTENCE[3:5], SENTENCE[8:9]]
-
-    found = find_passages(text, torch.tensor([950, 951]), 64, spellings=spelled, pieces=1)
-
-    assert found.starts[0] <= 5_003 < 5_009 <= found.ends[0]
-
-
-def test_a_word_in_several_tokens_weighs_as_much_as_one_token():
-    text = planted(written(20_000), SENTENCE[3:5], 5_000)
-    text[15_000], text[15_005] = 930, SENTENCE[3]
-
-    found = find_passages(text, torch.tensor([950, 930]), 16, spellings=[SENTENCE[3:5]], pieces=1, threshold=0)
-
-    assert found.starts[0] <= 5_000 < found.ends[0]
-
-
-def test_two_words_outweigh_one_that_is_repeated():
+def test_two_words_outweigh_one_that_is_repeated() -> None:
     text = written(20_000)
     text[15_000:15_020:2] = 930
     text[5_000], text[5_005] = 930, 940
 
-    found = find_passages(text, torch.tensor([930, 1, 940]), 32, pieces=1)
+    found = find(text, torch.tensor([930, 1, 940]), 32)
 
-    assert found.starts[0] <= 5_000 < 5_005 < found.ends[0]
-
-
-def test_sentences_of_a_line_longer_than_the_budget_stay_together(newlines):
-    text = planted(written(20_000), SENTENCE, 5_010)
-    text[5_000:5_400][text[5_000:5_400] == NEWLINE] = 1
-    text[5_009:5_400:20] = 999
-    sentences = torch.zeros(VOCABULARY, dtype=torch.bool)
-    sentences[999] = True
-
-    found = find_passages(text, SENTENCE[3:5], 128, newlines=newlines, sentences=sentences, pieces=8)
-
-    assert 100 < (found.ends - found.starts).max() <= 128
+    assert found.start <= 5_000 < 5_005 < found.end
 
 
-def test_a_line_longer_than_a_piece_is_found_whole(newlines):
-    text = planted(written(20_000), SENTENCE, 5_003)
-    text[4_980:5_100] = text[4_980:5_100].masked_fill(text[4_980:5_100] == NEWLINE, 1)
-    text[4_979] = text[5_100] = NEWLINE
+@pytest.mark.parametrize("apart", ["words", "lines"])
+def test_words_stand_together_as_in_the_query_or_in_one_line(apart: str, newlines: Tensor) -> None:
+    text = written(20_000)
+    near, far = 5_004, 15_004
+    text[[near, near + 1]] = torch.tensor([930, 940], dtype=torch.int32)
+    text[[far, far + (5 if apart == "words" else 9)]] = torch.tensor([930, 940], dtype=torch.int32)
+    tables = () if apart == "words" else (newlines,)
+    text[far + 7] = NEWLINE
 
-    found = find_passages(text, SENTENCE, 128, newlines=newlines, pieces=8)
+    found = find(text, torch.tensor([930, 940]), 32, *tables)
 
-    assert (4_980, 5_101) in zip(found.starts.tolist(), found.ends.tolist(), strict=True)
-
-
-def test_the_vocabulary_says_which_tokens_are_one_word_and_what_they_end():
-    pieces = ["key", " Key", " the", ".", ".\n", " keys", '."', "\n\n"]
-
-    tables = Vocabulary.of(pieces)
-
-    assert tables.words[0] == tables.words[1] != tables.words[5]
-    assert (tables.words < 0).tolist() == [False, False, True, True, True, False, True, True]
-    assert tables.newlines.tolist() == [False, False, False, False, True, False, False, True]
-    assert tables.sentences.tolist() == [False, False, False, True, True, False, True, False]
+    assert found.start <= near < found.end
 
 
-@pytest.mark.parametrize(("tokens", "asked"), [(0, 4), (40, 0), (0, 0), (1, 1), (40, 1), (40, 2), (2, 40)])
-def test_short_texts_and_short_queries(tokens, asked):
-    text, query = written(tokens), written(max(tokens, asked))[:asked]
+def test_a_word_is_found_in_every_spelling_and_counts_as_one() -> None:
+    text = planted(written(20_000), SENTENCE[3:5], 5_000)
+    text[15_000] = int(SENTENCE[3])
+    word = frozenset({(950,), tuple(SENTENCE[3:5].tolist())})
 
-    found = find_passages(text, query, 64, threshold=0)
+    found = find_passage(text, [word], 64)
 
-    assert (found.ends <= tokens).all()
-    assert found.relevant or min(tokens, asked) <= 2
+    assert found is not None
+    assert found.start <= 5_000 < 5_001 < found.end
 
 
-def test_a_text_shorter_than_the_budget_may_be_found_whole():
-    found = find_passages(SENTENCE, SENTENCE[3:6], 64, pieces=1)
+def test_a_tokenizer_tells_words_lines_and_sentences(tokenizer: PreTrainedTokenizerFast) -> None:
+    tables = SearchTables(tokenizer, len(tokenizer) + 5)
 
-    assert (int(found.starts[0]), int(found.ends[0])) == (0, len(SENTENCE))
+    def one(text: str) -> int:
+        (token,) = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return int(token)
+
+    assert tables.newlines.nonzero()[:, 0].tolist() == [one("\n")]
+    assert {one("."), one("!"), one("?")} <= set(tables.sentences.nonzero()[:, 0].tolist())
+    query = torch.tensor(tokenizer("What is the Key of the key?", add_special_tokens=False)["input_ids"])
+    key, again = tables.terms(query)
+    assert key == again  # whatever its case
+    assert tuple(tokenizer(" KEY", add_special_tokens=False)["input_ids"]) in key
+    assert tables.terms(query[:0]) == []
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(0, 4), (40, 0), (0, 0), (1, 1), (40, 1), (2, 40)])
+def test_short_texts_and_short_queries(tokens: int, asked: int) -> None:
+    found = find_passage(written(tokens), terms(written(max(tokens, asked))[:asked]), 64)
+
+    assert found is None or 0 <= found.start < found.end <= tokens
+
+
+def test_a_text_shorter_than_the_budget_is_found_whole() -> None:
+    found = find(SENTENCE, SENTENCE[3:6], 64)
+
+    assert (found.start, found.end) == (0, len(SENTENCE))
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-def test_the_search_is_pure(dtype):
-    text, query = planted(written(20_000), SENTENCE, 5_000).to(dtype), SENTENCE[:6].to(dtype)
-    kept = text.clone(), query.clone()
+def test_the_search_is_pure(dtype: torch.dtype) -> None:
+    text = planted(written(20_000), SENTENCE, 5_000).to(dtype)
+    kept = text.clone()
 
-    first, second = (find_passages(text, query, 128) for _ in range(2))
-
-    assert torch.equal(text, kept[0])
-    assert torch.equal(query, kept[1])
-    assert torch.equal(first.starts, second.starts)
-    assert torch.equal(first.scores, second.scores)
-    assert first.starts.dtype == torch.int64
-
-
-@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": 8, "pieces": 0}])
-def test_a_budget_below_one_token_is_refused(wrong):
-    with pytest.raises(ValueError, match=next(name for name in wrong)):
-        find_passages(SENTENCE, SENTENCE, **wrong)
+    assert find(text, SENTENCE[:6], 128) == find(text, SENTENCE[:6], 128)
+    assert torch.equal(text, kept)

@@ -64,8 +64,8 @@ def test_no_number_depends_on_the_size_of_the_parts(fields: dict[str, Any], limi
         logits, memory = in_parts(model, ids, sizes)
         torch.testing.assert_close(logits, whole.logits, atol=1e-4, rtol=0)
         assert torch.equal(memory.pending_counts, whole.memory.pending_counts)
-        assert [memory.bank.text(row)[0].tolist() for row in (0, 1)] == [
-            whole.memory.bank.text(row)[0].tolist() for row in (0, 1)
+        assert [memory.bank.text(row).tolist() for row in (0, 1)] == [
+            whole.memory.bank.text(row).tolist() for row in (0, 1)
         ]
         torch.testing.assert_close(memory.bank.embeddings, whole.memory.bank.embeddings, atol=1e-4, rtol=0)
 

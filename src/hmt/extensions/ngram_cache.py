@@ -44,19 +44,14 @@ from hmt.memory.state import MemoryState
 from hmt.model.backbone import body, embed, eval_mode, head
 
 LOG_ODDS = "ngram_log_odds"
-"""Name of the state: (B, 2) float32, log odds that the n-gram cache predicts the text better than the backbone alone:
-the nearest float32 and what is left of the float64, since memory files hold no float64."""
+"""State (B, 2): log odds that the cache predicts the text better than the backbone, a float64 as two float32."""
 
 LOG_NORMALIZER = "ngram_log_normalizer"
-"""Name of the state: (B,) float32, log of the sum that p_ngram was divided by after the last token.
-
-With it, and what the remembered text says again of that token's successor, the first token of the next step updates the
-odds: a number a row instead of two distributions, so that memory files stay small and lose nothing.
-"""
+"""State (B,): log of the sum that p_ngram was divided by after the last token. It updates the odds at the next one, so
+that a state holds a number per row instead of two distributions."""
 
 WEIGHTS = ((0.05, 0.08, 0.085), (0.1, 0.15, 0.115), (0.15, 0.27, 0.145), (0.95, 0.5, 0.145), (1.45, 0.65, 0.17))
-"""Gain after contexts of 0, 1, 2, ... tokens: constant, per nat of log share, per nat of rarity. Longer contexts count
-like the last."""
+"""Gain after contexts of 0, 1, 2, ... tokens: constant, per nat of log share, per nat of rarity."""
 
 OCCURRENCES = 256
 """Newest occurrences of a context that count."""
@@ -171,19 +166,7 @@ class NgramCache(Extension):
     def _mix(
         self, text: _RowText, mixed: Tensor, logits: Tensor, columns: Tensor, odds: Tensor, normalizer: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mix the distributions after new tokens of a row.
-
-        Args:
-            text: Of the row.
-            mixed: Receives the log-probabilities, (l, V) float32.
-            logits: (l, V) float32; may be the same.
-            columns: Where the new tokens are, (n,) int64.
-            odds: Log odds, ().
-            normalizer: Log of the normalizer, ().
-
-        Returns:
-            Both numbers after the last token.
-        """
+        """Write the mixture after a row's new tokens to `mixed` (l, V); return odds and normalizer after them."""
         observed = np.zeros(len(text.new))  # gain of each new token where it was predicted
         parts = []
         for segment, positions in text.segments():
@@ -200,7 +183,7 @@ class NgramCache(Extension):
         for index, gains, places in parts:
             log_model = logits[columns[places]].log_softmax(dim=-1)
             model = log_model.exp()
-            factor = index.factor(logits.device)
+            factor = index.factor.to(logits.device)
             found = gains.on(logits.device)
             at, tokens = found.positions, found.tokens
             factors = found.values.exp()
@@ -239,31 +222,15 @@ class NgramCache(Extension):
 
 
 class _RowText:
-    """The text of one row, by positions counted from its beginning.
-
-    Args:
-        state: Before the new tokens.
-        row: Of the batch.
-        new: New tokens, (n,).
-        config: Settings of the memory.
-
-    Attributes:
-        row: Of the batch.
-        new: New tokens, (n,).
-        read: Tokens before the new ones.
-        own: Last tokens up to the newest: C before the unfinished segment, and all since.
-        own_start: Position of the first of them.
-        tokens: Those of the bank.
-        banked: Position of the first token that is in no complete segment.
-    """
+    """The text of one row, by positions counted from its beginning, with new tokens (n,) at its end."""
 
     def __init__(self, state: MemoryState, row: int, new: Array, config: MemoryConfig) -> None:
-        pending = state.pending_ids[row][state.pending_valid[row]].numpy()
+        pending = state.pending_ids[row][state.pending_valid[row]].numpy()  # of the unfinished segment
         near = slice(max(state.tail_ids.shape[1] - config.ngrams, 0), None)
         tail = state.tail_ids[row, near][state.tail_valid[row, near]].numpy()
         self.row, self.new = row, new
         self.read = int(state.tokens_read[row])
-        self.own = np.concatenate([tail, pending, new])
+        self.own = np.concatenate([tail, pending, new])  # what contexts of the new tokens may reach
         self.own_start = self.read + len(new) - len(self.own)
         self.tokens = state.bank.tokens
         self.banked = self.read - len(pending)
@@ -280,17 +247,14 @@ class _RowText:
             yield number, positions[numbers == number]
 
     def visible(self, segment: int) -> tuple[int, int]:
-        """First position and end of the text that tokens of a segment see.
-
-        When a bank is full, the oldest segment leaves it with the last token of the newest one; without that segment
-        every token sees the same text before and after.
-        """
+        """First position and end of the text that tokens of a segment see."""
+        # The oldest segment of a full bank leaves it with the last token of the newest one: no token may see it.
         oldest = segment - self._capacity + 1
         return max(oldest, 0) * self._length, max(segment * self._length - self._reach, 0)
 
     def remembered(self, end: int) -> tuple[Array, int]:
         """Remembered tokens before a position, (T,) int32, and the position of the first."""
-        bank, _ = self._bank.text(self.row)
+        bank = self._bank.text(self.row)
         ids = np.concatenate([bank.numpy(), self.own[len(self.own) - self._unbanked :].astype(np.int32)])
         first = self.banked - len(bank)
         return ids[: max(end - first, 0)], first
@@ -298,13 +262,7 @@ class _RowText:
 
 @dataclass(frozen=True)
 class Gains:
-    """What tokens gain that followed a context of a position, in order of positions, then tokens.
-
-    Attributes:
-        positions: (E,) int64, counted from the first one asked for.
-        tokens: (E,) int64.
-        values: (E,) float32, added to the logit.
-    """
+    """Gains (E,) of tokens that followed a context of a position, in order of positions, then tokens."""
 
     positions: Any
     tokens: Any
@@ -322,21 +280,14 @@ class Gains:
 
 @dataclass(frozen=True, eq=False)
 class NgramIndex:
-    """Contexts of a text, to be found by binary search. Never changed: a longer text gives another index.
-
-    Attributes:
-        start: Position of the first token.
-        ids: Tokens, (T,) int32.
-        keys: Of each context length, sorted hashes of the contexts that a token follows, uint64.
-        ends: Likewise, the position of each context's last token, int32, oldest first where contexts are equal.
-        counts: (V,) int64, occurrences of each token.
-        prior: (V,) float32, log-probability of each token where nothing is known.
-    """
+    """Contexts of a text (T,) at a position, to be found by binary search. A longer text gives another index."""
 
     start: int
     ids: Array
     keys: tuple[Array, ...]
+    """Sorted hashes of the contexts that a token follows, by context length, uint64."""
     ends: tuple[Array, ...]
+    """Position of each context's last token, int32, oldest first where contexts are equal."""
     counts: Array
     prior: Array
 
@@ -387,21 +338,12 @@ class NgramIndex:
         return np.where(self.counts > 0, gains, 0.0).astype(np.float32)
 
     @cached_property
-    def _factors(self) -> dict[torch.device, Tensor]:
-        return {}
-
-    def factor(self, device: torch.device) -> Tensor:
-        """What a token's probability is multiplied by where it followed no context, (V,) float32."""
-        if device not in self._factors:
-            self._factors[device] = torch.from_numpy(self.unigram).to(device).exp()
-        return self._factors[device]
+    def factor(self) -> Tensor:
+        """Factor of each token's probability where it followed no context, (V,) float32."""
+        return torch.from_numpy(self.unigram).exp()
 
     def gains(self, text: Array, places: Array) -> Gains:
-        """What tokens gain that followed the contexts of some places (n,) of a text.
-
-        A token that followed several of them gains by the longest: by the share of its newest occurrences that the
-        token followed.
-        """
+        """Gains after the contexts at some places (n,) of a text: of each token by the longest one that it followed."""
         context, vocabulary = len(self.keys), len(self.counts)
         totals = np.zeros((context + 1, len(places)), dtype=np.int64)
         pairs = []
@@ -439,10 +381,7 @@ def _precise(device: torch.device) -> torch.dtype:
 
 
 def _hashes(ids: Array, places: Array, length: int) -> Array:
-    """Hash of the `length` tokens up to each place (n,) of a text, uint64.
-
-    Contexts that differ and have the same hash are not told apart: a chance of 2^-64 a pair.
-    """
+    """Hash of the `length` tokens up to each place (n,) of a text, uint64; equal by chance in 2^-64 of pairs."""
     found = ids[places].astype(np.uint64)
     for back in range(1, length):
         found = found * MULTIPLIER + ids[places - back].astype(np.uint64)

@@ -19,7 +19,7 @@ from torch import Tensor
 from hmt.memory.rows import packing_order, take
 
 USAGE_DECAY = 0.99
-"""What is left of a slot's usage after one more recall."""
+"""Factor of a slot's usage at each later recall."""
 
 NO_TOKEN = -1
 """Stands in `tokens` after the end of a segment that is shorter than the longest."""
@@ -106,12 +106,10 @@ class Bank:
             return grown
         return grown.keep(grown.valid, int(grown.valid.sum(dim=1).max()))
 
-    def text(self, row: int) -> tuple[Tensor, Tensor]:
-        """Remembered token ids of a row, oldest first, (T,) int32, and the segment number of each, (T,) int64."""
-        slots = (self.valid[row] & self.starts[row]).nonzero()[:, 0]
-        tokens = self.tokens[row, slots]
-        filled = tokens != NO_TOKEN
-        return tokens[filled], self.segments[row, slots][:, None].expand_as(tokens)[filled]
+    def text(self, row: int) -> Tensor:
+        """Remembered token ids of a row, oldest first, (T,) int32."""
+        tokens = self.tokens[row, self.valid[row] & self.starts[row]]
+        return tokens[tokens != NO_TOKEN]
 
     @property
     def starts(self) -> Tensor:

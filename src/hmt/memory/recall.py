@@ -30,27 +30,6 @@ class Recall(nn.Module):
         self.wq = nn.Linear(width, hidden_dim, bias=False)
         self.wk = nn.Linear(width, hidden_dim, bias=False)
 
-    def logits(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> Tensor:
-        """Relevance of each slot, (B, R, N) float32; the lowest number where a slot is empty.
-
-        The key projection is applied to the query, (S Wq Wk^T) M^T, so a step costs N * D and not N * D * H.
-
-        Args:
-            summary: Segment summary, (B, R, D).
-            bank: Past memory embeddings.
-            bias: Added to the relevance of each slot, (B, N).
-        """
-        hidden_dim = self.wq.out_features
-        with torch.autocast(summary.device.type, enabled=False):
-            query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
-            scores = query.float() @ bank.embeddings.float().transpose(1, 2) / hidden_dim**0.5
-        if bias is not None:
-            scores = scores + bias[:, None]
-        if self.uniform:
-            scores = torch.zeros_like(scores)
-        empty = ~bank.valid.to(scores.device)
-        return scores.masked_fill(empty[:, None], torch.finfo(scores.dtype).min)
-
     def forward(self, summary: Tensor, bank: Bank, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Recall.
 
@@ -60,13 +39,22 @@ class Recall(nn.Module):
             bias: Added to the relevance of each slot, (B, N).
 
         Returns:
-            Recalled embeddings (B, R, D) and recall logits (B, R, N), float32, whose softmax are the weights. A row
-            without memory gets what has no meaning; the caller masks it.
+            Recalled embeddings (B, R, D), and recall logits (B, R, N) float32, whose softmax are the weights; the
+            lowest number where a slot is empty. A row without memory gets what has no meaning; the caller masks it.
         """
-        logits = self.logits(summary, bank, bias)
         # In float32 whatever the bank's format: in bfloat16 a CPU would keep a kernel for every size the bank has had.
         with torch.autocast(summary.device.type, enabled=False):
-            recalled = logits.softmax(dim=-1) @ bank.embeddings.float()
+            # The key projection is applied to the query, so that a step costs N * D and not N * D * H.
+            query = summary.to(self.wq.weight.dtype) @ self.wq.weight.T @ self.wk.weight
+            embeddings = bank.embeddings.float()
+            logits = query.float() @ embeddings.transpose(1, 2) / self.wq.out_features**0.5
+            if bias is not None:
+                logits = logits + bias[:, None]
+            if self.uniform:
+                logits = torch.zeros_like(logits)
+            empty = ~bank.valid.to(logits.device)
+            logits = logits.masked_fill(empty[:, None], torch.finfo(logits.dtype).min)
+            recalled = logits.softmax(dim=-1) @ embeddings
         return recalled.to(bank.embeddings.dtype), logits
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ LEAST_SCORE = 1e-6
 
 
 class RetentionPolicy(nn.Module):
-    """What stays in a full bank. Derive from it, override `scores`, and register the class under a name.
+    """Base class: derive from it, override `scores`, and register the class under a name.
 
     Args:
         config: The memory's settings.
@@ -38,10 +38,10 @@ class RetentionPolicy(nn.Module):
     """
 
     needs_embeddings = False
-    """Whether the policy makes no sense for a bank that keeps tokens only."""
+    """True if the policy makes no sense for a bank that keeps tokens only."""
 
     learns = False
-    """Whether its scores, positive numbers, can be trained: they then take part in the retention loss."""
+    """True if its scores, positive numbers, can be trained: they then take part in the retention loss."""
 
     def __init__(self, config: MemoryConfig, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RetentionPolicy(nn.Module):
         """Draw what the policy has to learn; nothing by default."""
 
     def scores(self, bank: Bank) -> Tensor:
-        """What each slot is worth, (B, N); those of empty slots are ignored. At a tie the older leaves."""
+        """Worth of each slot, (B, N); those of empty slots are ignored. At a tie the older leaves."""
         raise NotImplementedError(f"{type(self).__name__} must override scores or make_room")
 
     def make_room(self, bank: Bank, capacity: int) -> Bank:
@@ -74,7 +74,7 @@ class RetentionPolicy(nn.Module):
         return bank.keep(kept & whole, capacity)
 
     def recall_bias(self, bank: Bank) -> Tensor | None:
-        """What is added to the recall logits of each slot, (B, N) float32, or None."""
+        """Addend of the recall logits of each slot, (B, N) float32, or None."""
         return None
 
 
@@ -82,12 +82,8 @@ POLICIES: dict[str, type[RetentionPolicy]] = {}
 Policy = TypeVar("Policy", bound=type[RetentionPolicy])
 
 
-@overload
-def register_policy(name: str) -> Callable[[Policy], Policy]: ...
-@overload
-def register_policy(name: str, policy: Policy) -> Policy: ...
-def register_policy(name: str, policy: Policy | None = None) -> Callable[[Policy], Policy] | Policy:
-    """Make a retention policy known as `memory_policy=name`, as a function or as a decorator of the class.
+def register_policy(name: str) -> Callable[[Policy], Policy]:
+    """Make a retention policy known as `memory_policy=name`, as a decorator of its class.
 
     Raises:
         ValueError: If the name belongs to another class already.
@@ -101,7 +97,7 @@ def register_policy(name: str, policy: Policy | None = None) -> Callable[[Policy
             raise ValueError(f"memory_policy {name!r} is {POLICIES[name].__name__} already")
         return policy
 
-    return register if policy is None else register(policy)
+    return register
 
 
 def retention_policy(name: str) -> type[RetentionPolicy]:

@@ -32,9 +32,7 @@ from hmt.memory.window import Window
 
 FORMAT = "hmt.memory"
 VERSION = 5
-
-READABLE = ("5",)
-"""Versions that can be read. Files of before belong to models whose settings no longer exist."""
+"""The one version that is read: earlier files belong to models whose settings no longer exist."""
 
 NARROW = 1 << 16
 """Token ids below this are written in two bytes."""
@@ -118,17 +116,12 @@ class MemoryState:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with `function` applied to each tensor (all have the rows first)."""
-        own: dict[str, Any] = {
-            name: function(getattr(self, name))
-            for name in (
-                "tail_ids", "tail_valid", "pending_ids", "pending_valid", "segments_read", "tokens_read",
-            )
-        }  # fmt: skip
+        own: Any = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {name: function(value) for name, value in own.items() if isinstance(value, Tensor)}
         return replace(
             self,
             bank=self.bank.map(function),
             window=self.window if self.window is None or isinstance(self.window, dict) else self.window.map(function),
-            asked=None if self.asked is None else function(self.asked),
             extras={name: function(value) for name, value in self.extras.items()},
             **own,
         )
@@ -210,11 +203,8 @@ class MemoryState:
             raise ValueError(f"{path} is not a memory file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a memory file: format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        if (theirs := metadata.get("version")) not in READABLE:
-            readable = " and ".join(READABLE)
-            raise ValueError(
-                f"{path} has memory format {theirs}, this program reads {readable}; remember the text again"
-            )
+        if (theirs := metadata.get("version")) != str(VERSION):
+            raise ValueError(f"{path} has memory format {theirs}, expected {VERSION}; remember the text again")
         try:
             return cls(**state_fields(tensors, metadata.get("model", ""))).to(device)
         except ValueError as error:

@@ -1,6 +1,6 @@
 """The one place where a memory file becomes a state: names, types, shapes and ranges of everything that is read.
 
-`state_from` checks what a file says by itself, `check_fit` and `fitted_window` what it says to the model that reads it.
+`state_fields` checks the file by itself, `check_fit` and `fitted_window` that it fits the model that reads it.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ WINDOW = {
 """Likewise, of the window."""
 
 OPTIONAL = {"asked"}
+"""Tensors that a file may lack."""
 
 
 def state_fields(tensors: dict[str, Tensor], model: str) -> dict[str, Any]:
@@ -72,56 +73,50 @@ def state_fields(tensors: dict[str, Tensor], model: str) -> dict[str, Any]:
     sizes: dict[str, int] = {}
     groups: dict[str, dict[str, Tensor]] = {"bank": {}, "window": {}, "extras": {}, "": {}}
     for name, tensor in tensors.items():
+        if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is not finite")
         group, dot, rest = name.partition(".")
         known = bool(dot) and group in groups
         groups[group if known else ""][rest if known else name] = tensor
     bank = _group(groups["bank"], BANK, sizes, "bank.")
     own = _group(groups[""], OWN, sizes, "")
     window = _window(groups["window"], sizes)
-    extras: dict[str, Tensor] = {}
     for name, tensor in groups["extras"].items():
-        _check(f"extras.{name}", tensor, (torch.bool, *FLOATS, *INTEGERS), None, sizes)
         if not tensor.dim() or len(tensor) != sizes["B"]:
             raise ValueError(f"extras.{name} must have {sizes['B']} row(s), got the shape {tuple(tensor.shape)}")
-        extras[name] = tensor
     _check_counts(bank, own)
     bank["tokens"] = bank["tokens"].to(torch.int32)
     bank["merged"] = bank["merged"].to(torch.int32)
     bank["segments"] = bank["segments"].long()
     kept = {name: value if value.dtype == torch.bool else value.long() for name, value in own.items()}
-    return {"bank": Bank(**bank), "model": _identity(model), "window": window, "extras": extras, **kept}
+    return {"bank": Bank(**bank), "model": _identity(model), "window": window, "extras": groups["extras"], **kept}
 
 
 def _group(
     tensors: dict[str, Tensor],
-    known: dict[str, tuple[tuple[torch.dtype, ...], str]],
+    known: Mapping[str, tuple[tuple[torch.dtype, ...], str]],
     sizes: dict[str, int],
     prefix: str,
 ) -> dict[str, Tensor]:
-    """The tensors of one group, checked."""
+    """The tensors of one group, checked; `sizes` collects the size of each axis."""
     if missing := set(known) - set(tensors) - OPTIONAL:
         raise ValueError(f"it lacks {', '.join(sorted(prefix + name for name in missing))}")
     if unknown := set(tensors) - set(known):
         raise ValueError(f"it has an unknown part {prefix}{min(unknown)!r}")
     for name, tensor in tensors.items():
         dtypes, axes = known[name]
-        _check(prefix + name, tensor, dtypes, axes, sizes)
+        if tensor.dtype not in dtypes:
+            raise ValueError(f"{prefix}{name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+        shape = tuple(tensor.shape)
+        if len(shape) != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape, strict=True)):
+            expected = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
+            raise ValueError(f"{prefix}{name} has the shape {shape}, expected ({expected})")
     return dict(tensors)
 
 
-def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], axes: str | None, sizes: dict[str, int]) -> None:
-    if tensor.dtype not in dtypes:
-        raise ValueError(f"{name} has the type {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
-    if axes is not None:
-        if tensor.dim() != len(axes):
-            raise ValueError(f"{name} must have {len(axes)} dimension(s), got the shape {tuple(tensor.shape)}")
-        for axis, size in zip(axes, tensor.shape, strict=True):
-            if sizes.setdefault(axis, size) != size:
-                raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)}, expected {sizes[axis]} where it has {size}"
-                )
-    if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name} is not finite")
+def _check_range(name: str, tensor: Tensor, least: int, most: int) -> None:
+    if tensor.numel() and (int(tensor.long().min()) < least or int(tensor.long().max()) > most):
+        raise ValueError(f"{name} must lie between {least} and {most}")
 
 
 def _check_counts(bank: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -138,8 +133,7 @@ def _check_counts(bank: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         "tokens_read": (own["tokens_read"], 0, LARGEST),
     }
     for name, (tensor, least, most) in ranges.items():
-        if tensor.numel() and (int(tensor.long().min()) < least or int(tensor.long().max()) > most):
-            raise ValueError(f"{name} must lie between {least} and {most}")
+        _check_range(name, tensor, least, most)
     valid = bank["valid"]
     if _rises(valid):
         raise ValueError("bank.valid has a filled slot behind an empty one")
@@ -161,43 +155,20 @@ def _rises(mask: Tensor) -> bool:
 
 
 def _window(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor] | None:
-    """The tensors of a window, checked; the model that reads them builds it."""
+    """The tensors of a window; `fitted_window` checks keys, values and states against the model."""
     if not tensors:
         return None
-    about = {name: tensor for name, tensor in tensors.items() if name in WINDOW}
-    rest = {name: tensor for name, tensor in tensors.items() if name not in WINDOW}
-    if set(about) == {"next_position"}:  # a state of constant size
-        if unknown := [name for name in rest if not name.startswith("rows.") or not name.split(".")[1].isdecimal()]:
-            raise ValueError(f"it has an unknown part window.{min(unknown)!r}")
-        if any(int(name.split(".")[1]) >= sizes["B"] or name.count(".") < 4 for name in rest):
-            raise ValueError("window.rows does not fit the number of rows")
-        _check("window.next_position", about["next_position"], INTEGERS, "B", sizes)
-    else:
-        _group(about, WINDOW, sizes, "window.")
-        for name, tensor in rest.items():
-            part, _, layer = name.partition(".")
-            if part not in ("keys", "values") or not layer.isdecimal() or len(layer) > 5:
-                raise ValueError(f"it has an unknown part window.{name!r}")
-            _check(f"window.{name}", tensor, FLOATS, None, sizes)
-            if tensor.dim() != 4 or tensor.shape[0] != sizes["B"] or tensor.shape[2] != sizes["n"]:
-                raise ValueError(f"window.{name} has the shape {tuple(tensor.shape)}")
-        if len({name.partition(".")[2] for name in rest}) * 2 != len(rest):
-            raise ValueError("window has keys without values")
-        if sizes["n"] and not rest:
-            raise ValueError("window has slots without keys and values")
-        kinds = about["kinds"]
-        if kinds.numel() and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 3:
-            raise ValueError("window.kinds must lie between 0 and 3")
-        places, following = about["positions"].long(), about["next_position"].long()[:, None]
-        if bool((((places < 0) | (places >= following)) & about["valid"]).any()):
+    known = WINDOW if "positions" in tensors else {"next_position": WINDOW["next_position"]}  # a state has no slots
+    about = _group({name: tensor for name, tensor in tensors.items() if name in WINDOW}, known, sizes, "window.")
+    about |= {name: tensor.long() for name, tensor in about.items() if name in ("positions", "next_position")}
+    _check_range("window.next_position", about["next_position"], -LARGEST, LARGEST)
+    if "positions" in about:
+        _check_range("window.positions", about["positions"], -LARGEST, LARGEST)
+        _check_range("window.kinds", about["kinds"], 0, 3)
+        out_of_order = (about["positions"] < 0) | (about["positions"] >= about["next_position"][:, None])
+        if bool((out_of_order & about["valid"]).any()):
             raise ValueError("window.positions must lie between 0 and window.next_position")
-    for name in ("positions", "next_position"):
-        if name in about and bool((about[name].long().abs() > LARGEST).any()):
-            raise ValueError(f"window.{name} is out of range")
-    for name, tensor in rest.items():
-        if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"window.{name} is not finite")
-    return {name: t.long() if name in ("positions", "next_position") else t for name, t in tensors.items()}
+    return tensors | about
 
 
 def check_fit(
@@ -259,12 +230,12 @@ def fitted_window(
         raise ValueError("the window of the memory is that of another kind of backbone")
     layout: dict[str, tuple[torch.dtype, torch.Size]] = {}
     if "positions" in about:
-        slots = about["positions"].shape[1]
-        shapes = {name: torch.Size((rows, t.shape[1], slots, t.shape[3])) for name, t in own.items() if slots}
-        layout = {name: (own[name].dtype, shape) for name, shape in shapes.items()}
-    else:  # rows without a token have no state
-        for row in {name.split(".")[1] for name in rest}:
-            layout |= {name.replace(".0.", f".{row}.", 1): (t.dtype, t.shape) for name, t in own.items()}
+        if slots := about["positions"].shape[1]:
+            layout = {name: (t.dtype, torch.Size((rows, t.shape[1], slots, t.shape[3]))) for name, t in own.items()}
+    else:
+        for row in range(rows):
+            if any(name.startswith(f"rows.{row}.") for name in rest):  # a row without a token has no state
+                layout |= {name.replace(".0.", f".{row}.", 1): (t.dtype, t.shape) for name, t in own.items()}
     _check_layout(rest, layout, "window")
     return about | {name: rest[name].to(dtype) for name, (dtype, _) in layout.items()}
 

@@ -1,9 +1,9 @@
 """The window as a value: keys and values that the next token attends to.
 
 Each slot has a position, a validity and a kind, which live on the CPU, so that no step waits for the device. Keys and
-values live in buffers with
-room for more: a window that is the newest of its buffer grows in place, any other is copied first. A buffer's used part
-is never written again, so windows can be kept, forked and compared. What feeds a window is model/window_attention.py.
+values live in buffers with room for more: a window that is the newest of its buffer grows in place, any other is copied
+first. A buffer's used part is never written again, so windows can be kept, forked and compared. Windows are filled by
+model/window_attention.py.
 
 Shape legend: B rows, n slots of the window, H heads, d their width.
 """
@@ -43,7 +43,7 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What the backbone attends to.
+    """Slots that the backbone attends to.
 
     Attributes:
         buffer: Keys and values in the first n slots of a buffer; None before anything was read.
@@ -127,9 +127,9 @@ class Window:
     def oldest(self, reach: int | None) -> Tensor:
         """Position of the oldest token in sight of each row, (B,) int64; its next position where there is none."""
         tokens = self.visible(reach) & ((self.kinds == TOKEN) | (self.kinds == PROMPT))
-        return torch.where(tokens, self.positions, self.next_position[:, None]).amin(dim=1) if self.slots else (
-            self.next_position
-        )  # fmt: skip
+        if not self.slots:
+            return self.next_position
+        return torch.where(tokens, self.positions, self.next_position[:, None]).amin(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +195,9 @@ def state_tensors(cache: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for number, layer in enumerate(getattr(cache, "layers", [])):
         for name, value in vars(layer).items():
-            parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [
-                ("", value)
-            ]  # fmt: skip
+            if isinstance(value, dict):
+                parts: Any = value.items()
+            else:
+                parts = enumerate(value) if isinstance(value, list) else [("", value)]
             found |= {f"{number}.{name}.{key}": part for key, part in parts if isinstance(part, Tensor)}
     return found
