@@ -29,7 +29,7 @@ from hmt import HMTForCausalLM
 from hmt.config import MemoryConfig
 from hmt.metrics.environment import commit, environment
 from hmt.model.legacy import convert_checkpoint
-from hmt.options.base import parse_counts
+from hmt.options import parse_counts
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "parity" / "golden"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hmt import HMTForCausalLM
-from hmt.evaluate import evaluate_rows, table
+from hmt.cli.evaluate import evaluate_rows, table
+from hmt.evaluation.options import EvaluateOptions
 from hmt.metrics.environment import commit, environment
-from hmt.options import EvaluateOptions
 from hmt.pretrained import load_tokenizer
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document

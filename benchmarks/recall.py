@@ -31,7 +31,7 @@ from torch import Tensor
 from hmt import HMTForCausalLM, MemoryState
 from hmt.memory.passages import Passage
 from hmt.metrics.environment import commit, environment
-from hmt.options.base import parse_counts
+from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 
 NAMES = (

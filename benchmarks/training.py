@@ -21,12 +21,12 @@ from environment import write
 
 from hmt import HMTForCausalLM
 from hmt.metrics.resources import Meter
-from hmt.options import TrainOptions
 from hmt.pretrained import load_tokenizer
 from hmt.report.table import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 
 COLUMNS = {
     "segments": "segments",

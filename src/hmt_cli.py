@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.update(PATIENCE)  # read when torch is imported
     status = None
     try:
-        from hmt.cli import run
+        from hmt.cli.command import run
 
         status = run(sys.argv[1:] if arguments is None else arguments)
         status = _flush(status)

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.training.launch import make_accelerator
+from hmt.training.options import TrainOptions
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -155,7 +155,7 @@ def task_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: exit status, standard output, standard error."""
-    from hmt.cli import run
+    from hmt.cli.command import run
 
     def call(*arguments: object) -> tuple[int, str, str]:
         status = run([str(argument) for argument in arguments])

@@ -14,10 +14,10 @@ import torch
 from transformers import LogitsProcessorList
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.chat import Chat
+from hmt.cli.chat import Chat
+from hmt.cli.writing import ChatOptions
 from hmt.model.conversation import Conversation
 from hmt.model.loading import load
-from hmt.options import ChatOptions
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids
 from tests.model.test_equivalence import assert_same_state
 from tests.test_remember import FLAGS

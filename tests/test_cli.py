@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hmt.cli import VERBS, parse
+from hmt.cli.command import VERBS, parse
 from hmt.options import parse_counts
 from tests.conftest import byte_tokenizer, make_backbone, make_model
 
@@ -20,7 +20,7 @@ from tests.conftest import byte_tokenizer, make_backbone, make_model
 def test_help_needs_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, hmt_cli\n"
-        "from hmt.cli import VERBS, run\n"
+        "from hmt.cli.command import VERBS, run\n"
         "for verb in [[], *([verb] for verb in VERBS)]:\n"
         "    try: run([*verb, '--help'])\n"
         "    except SystemExit: pass\n"
@@ -43,7 +43,7 @@ def test_the_library_imports_nothing_that_transformers_does_not() -> None:
         "import hmt\n"
         "more = {name.split('.')[0] for name in sys.modules} - before - {'hmt'}\n"
         "assert not more, more\n"
-        "late = {'peft', 'datasets', 'altair', 'tyro', 'deepspeed', 'wandb', 'hmt.cli'} & set(sys.modules)\n"
+        "late = {'peft', 'datasets', 'altair', 'tyro', 'deepspeed', 'wandb', 'hmt.cli.command'} & set(sys.modules)\n"
         "assert not late, late\n"
         "assert hmt.HMTForCausalLM and hmt.MemoryState\n"
     )

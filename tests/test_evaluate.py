@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
-from hmt.evaluate import evaluate_rows
-from hmt.options import EvaluateOptions
+from hmt.cli.evaluate import evaluate_rows
+from hmt.evaluation.options import EvaluateOptions
 from hmt.text.batches import TokenDocument
 from tests.conftest import byte_tokenizer, make_backbone, make_model, make_rolling, random_ids
 

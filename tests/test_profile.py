@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hmt import profile
+from hmt.cli import profile
+from hmt.cli.profile import fit_of, predicted_seconds
 from hmt.evaluation import speed
+from hmt.evaluation.profiling import ProfileOptions
 from hmt.evaluation.speed import Material
-from hmt.options import ProfileOptions
-from hmt.profile import fit_of, predicted_seconds
 from tests.conftest import byte_tokenizer, make_backbone
 
 FLAGS = ("--segment_length", 40, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hmt.cli import parse, run
-from hmt.options import TrainOptions
+from hmt.cli.command import parse, run
 from hmt.published import PublishedOptions
+from hmt.training.options import TrainOptions
 from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 
 TRAIN = (
@@ -238,9 +238,9 @@ def test_the_other_parts_run_together(hub: Path, capsys: Any) -> None:
 
 
 def test_generated_text_reads_no_answer(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmt.options import TrainOptions
     from hmt.text.batches import IGNORED, Sample
     from hmt.training.launch import make_accelerator
+    from hmt.training.options import TrainOptions
     from hmt.training.testing import examine
 
     model = make_model()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmt import cli
-from hmt.cli import parse
+from hmt.cli.command import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

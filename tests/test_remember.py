@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from hmt import HMTForCausalLM, MemoryState, remember
+from hmt import HMTForCausalLM, MemoryState
+from hmt.cli import remember
 from hmt.pretrained import load_tokenizer
 from hmt.text import stream
 from tests.conftest import make_backbone

@@ -10,21 +10,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
     "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory", "extensions",
-    "model", "metrics", "report", "training", "evaluation", "serving", "harness", "verbs", "cli",
+    "model", "metrics", "report", "training", "evaluation", "serving", "harness", "cli",
 )  # fmt: skip
-VERBS = (
-    "evaluate",
-    "profile",
-    "train",
-    "remember",
-    "generate",
-    "chat",
-    "serve",
-    "published",
-    "convert",
-    "demo",
-    "tasks",
-)
 FILES = [
     path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
 ]
@@ -35,7 +22,7 @@ def layer_of(module: str) -> str:
     part = module.split(".")[0]
     if part == "extensions":  # they are parts of the model that it does not name
         return "model"
-    return "verbs" if part in VERBS else part
+    return "cli" if part == "published" else part
 
 
 def imports_of(path: Path, for_types: bool = True) -> list[str]:

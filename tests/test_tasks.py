@@ -16,7 +16,7 @@ from hmt.text.tasks import TASKS
 def test_the_list_needs_no_torch_and_names_every_task(tmp_path: Path) -> None:
     code = (
         "import sys, hmt_cli\n"
-        "from hmt.cli import run\n"
+        "from hmt.cli.command import run\n"
         "status = run(['tasks']) or run(['tasks', '--task_name', 'needle', '--context_lengths', '512'])\n"
         "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

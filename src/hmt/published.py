@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hmt.files import read_text
-from hmt.options import TrainOptions
-from hmt.options.base import check_positive
+from hmt.options import check_positive
 from hmt.pretrained import checkpoint_settings
+from hmt.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def run(options: PublishedOptions) -> tuple[dict[str, Any], str]:
     Returns:
         The figures, and closing lines.
     """
-    from hmt import train
+    from hmt.cli import train
 
     _use_token(options.token_file)
     training = options.training()

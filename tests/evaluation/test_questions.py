@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM
-from hmt.evaluate import ANSWER_COLUMNS, table
+from hmt.cli.evaluate import ANSWER_COLUMNS, table
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.questions import QuestionScores
 from hmt.model.answering import answer_nats
-from hmt.options import EvaluateOptions
 from hmt.text.questions import Question
 from tests.conftest import make_model, random_ids
 

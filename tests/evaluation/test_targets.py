@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hmt.evaluate import describe, evaluate_rows, table
+from hmt.cli.evaluate import describe, evaluate_rows, table
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.targets import TargetScores, text_bytes
-from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import TokenDocument
 from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.evaluate import evaluate_rows
+from hmt.cli.evaluate import evaluate_rows
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.readers import row_settings
 from hmt.extensions import ngram_cache
 from hmt.extensions.ngram_cache import LOG_ODDS, WEIGHTS
 from hmt.model.continuations import answers
 from hmt.model.controls import score_with_other_banks
-from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import IGNORED, TokenDocument
 from tests.conftest import VOCAB, make_backbone, make_model, make_rolling, random_ids
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hmt.model.compiled import SUMMARIES, CompiledBody, compile_layers
-from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from tests.conftest import make_model, random_ids
 from tests.model.test_equivalence import assert_same_state
 

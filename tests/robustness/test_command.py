@@ -16,8 +16,8 @@ import pytest
 from hmt.terminal import CONTROL, EscapingFormatter, escaped
 
 SHOWN = """
-import os, sys, hmt_cli, hmt.cli
-hmt.cli.run = lambda _: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+import os, sys, hmt_cli, hmt.cli.command
+hmt.cli.command.run = lambda _: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 hmt_cli.main()
 """
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hmt.options import EvaluateOptions
+from hmt.evaluation.options import EvaluateOptions
 from hmt.text.augment import augment, dilate, interleave, read_enough
 from hmt.text.batches import TokenDocument, cut
 from hmt.text.documents import Document

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from hmt import HMTForCausalLM, train
-from hmt.options import TrainOptions
+from hmt import HMTForCausalLM
+from hmt.cli import train
 from hmt.training.matching import budget_of, is_trained, matched_options, matched_path
+from hmt.training.options import TrainOptions
 
 SMALL: dict[str, Any] = {"segment_length": 32, "num_sensory": 4, "mem_recall_hidden_dim": 16, "batch_size": 1}
 

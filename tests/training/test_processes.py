@@ -21,12 +21,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument, cut, pad, scored_targets, shuffled
 from hmt.training import progress
 from hmt.training.curriculum import parameter_groups
 from hmt.training.launch import gathered
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids
 

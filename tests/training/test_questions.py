@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hmt.options import TrainOptions
 from hmt.text.answers import tokenize_questions
 from hmt.text.questions import Question
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from tests.conftest import VOCAB, byte_tokenizer, make_model
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import TokenDocument
 from hmt.training import progress
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from hmt.training.step import Stepper
 from tests.conftest import byte_tokenizer, make_backbone, random_ids, scaled_accelerator
 

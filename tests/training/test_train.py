@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import Batch, TokenDocument
 from hmt.training import watch
 from hmt.training.curriculum import choose_trained_parts, curriculum, learning_rate_schedule, parameter_groups
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids, scaled_accelerator

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.readers import variant_of
 from hmt.memory.state import MemoryState
 from hmt.metrics.answers import exact_match, is_correct, rouge_l, token_f1
@@ -22,7 +23,6 @@ from hmt.metrics.intervals import ratio_interval
 from hmt.metrics.resources import Meter
 from hmt.model.answering import answer_nats, write_answer
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document
 from hmt.text.questions import Question

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from hmt.config import MemoryConfig
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.model.backbone import max_positions
 from hmt.model.baselines import WindowedBackbone
 from hmt.model.controls import score_with_other_banks, with_uniform_recall
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import HMTOutput
-from hmt.options import ROWS, EvaluateOptions
 from hmt.text.batches import aligned_length
 
 Batches = Sequence[tuple[Tensor, Tensor]]

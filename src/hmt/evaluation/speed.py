@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from hmt.evaluation.profiling import FULL_ATTENTION, ProfileOptions
 from hmt.evaluation.readers import row_settings
 from hmt.metrics.flops import full_flops, matmul_rate, reading_flops
 from hmt.metrics.resources import Meter
 from hmt.model.backbone import max_positions
 from hmt.model.loading import choose_device, load
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import FULL_ATTENTION, ProfileOptions
 from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents, settings_of
 

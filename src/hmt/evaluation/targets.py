@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.readers import Reader, make_reader
 from hmt.metrics.intervals import difference_interval, difference_percent
 from hmt.metrics.perplexity import Perplexity
@@ -23,7 +24,7 @@ from hmt.model.controls import partners
 from hmt.model.identity import weights_digest
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
-from hmt.options import ROWS, EvaluateOptions, parse_counts
+from hmt.options import parse_counts
 from hmt.report.recollection import RecallMap
 from hmt.text.batches import Span, TokenDocument, plan_spans
 

@@ -15,11 +15,11 @@ import yaml
 
 from hmt.atomic import atomic_file, check_output_file
 from hmt.memory.state import MemoryState
-from hmt.options import ReportOptions
 from hmt.pretrained import load_tokenizer
 from hmt.report import check_installed
 from hmt.report.data import Figures, Material, gather
 from hmt.report.kept import kept_segments
+from hmt.report.options import ReportOptions
 
 logger = logging.getLogger(__name__)
 

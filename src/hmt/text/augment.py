@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hmt.options.base import AugmentOptions
+from hmt.options import AugmentOptions
 from hmt.text.batches import TokenDocument, check_vocabulary, tokenize
 from hmt.text.documents import Document
 

@@ -16,7 +16,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
+from hmt.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from hmt.options import TrainOptions
 from hmt.report import check_installed
+from hmt.training.options import TrainOptions
 from hmt.training.watch import check_trackers
 
 logger = logging.getLogger(__name__)

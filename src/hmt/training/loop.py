@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from hmt.metrics.timing import PartTimes
 from hmt.model.compiled import compile_layers
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import Readable, Sample, cut, pad, scored_targets, shuffled
 from hmt.training import progress as runs
 from hmt.training.curriculum import (
@@ -42,6 +41,7 @@ from hmt.training.launch import (
     save_engine,
     uses_deepspeed,
 )
+from hmt.training.options import TrainOptions
 from hmt.training.progress import Record, Saved
 from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper, StepResult

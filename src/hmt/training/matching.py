@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hmt.config import memory_fields
 from hmt.files import read_settings
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.pretrained import read_checkpoint_config
+from hmt.training.options import TrainOptions
 from hmt.training.progress import FOLDER
 
 MATCHED_MODES = ("backbone", "rmt", "short_term")

@@ -32,8 +32,8 @@ from hmt.config import MemoryConfig
 from hmt.files import read_settings
 from hmt.metrics.environment import environment
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.report.data import read_history
+from hmt.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 

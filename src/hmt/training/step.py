@@ -24,10 +24,10 @@ from torch.autograd.profiler import record_function
 from torch.optim.lr_scheduler import LRScheduler
 
 from hmt.atomic import atomic_file
-from hmt.options import TrainOptions
 from hmt.pretrained import first_line
 from hmt.text.batches import Batch
 from hmt.training.launch import uses_deepspeed
+from hmt.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from hmt.atomic import atomic_file
 from hmt.files import read_text
 from hmt.metrics.timing import PartTimes
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
 from hmt.text.batches import IGNORED, Sample
+from hmt.training.options import TrainOptions
 from hmt.training.scoring import score
 
 WRITTEN_TOKENS = 128

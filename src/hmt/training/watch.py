@@ -19,9 +19,9 @@ from torch import Tensor
 from hmt.atomic import open_log
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
-from hmt.options import TrainOptions
 from hmt.report import check_installed
 from hmt.report.data import trace_records
+from hmt.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 

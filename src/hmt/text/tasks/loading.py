@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hmt.files import kind_of
-from hmt.options.base import TaskOptions
+from hmt.options import TaskOptions
 from hmt.pretrained import hub_is_reachable, looks_like_a_path, mapped, offline_mode
 from hmt.text.documents import (
     QUESTIONS_PREFIX,

@@ -6,16 +6,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from hmt import evaluate
 from hmt.atomic import atomic_file
+from hmt.cli import evaluate
+from hmt.evaluation.options import DemoOptions, EvaluateOptions
 from hmt.model.loading import load
-from hmt.options import DemoOptions, EvaluateOptions, TrainOptions, parse_counts
+from hmt.options import parse_counts
 from hmt.report import check_installed
 from hmt.report.data import Material, add_figures
 from hmt.report.publish import PAGE, write_report
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 
 COLUMNS = {"series": "memory"} | evaluate.COLUMNS
 ROWS = "backbone,rmt,short_term,hmt"

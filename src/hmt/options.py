@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from hmt.config import MemoryConfig
 
 KILO = 1024
+
+API_KEY = "HMT_API_KEY"
+"""Environment variable with the key that clients of a server must send."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that no other machine can use."""
+
+GREEDY_TEMPERATURE = 1e-5
+"""Below this temperature the likeliest token is taken: dividing by less gives numbers that are not finite."""
 
 
 def parse_count(text: str) -> int:
@@ -200,6 +209,48 @@ class AugmentOptions(TaskOptions):
             raise ValueError("interleave_dataset and dilate_dataset exclude each other")
         if self.dilate_dataset and not self.dilate_str:
             raise ValueError("dilate_str must be some text, got ''")
+
+
+@dataclass(kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 100
+    """Tokens to generate at most."""
+    do_sample: bool = False
+    """Sample instead of taking the likeliest token."""
+    temperature: float = 1.0
+    """Of sampling."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this much probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there before become less likely."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as arguments of `generate`."""
+        settings = {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
+        settings["do_sample"] = self.do_sample and self.temperature >= GREEDY_TEMPERATURE
+        if not settings["do_sample"]:
+            settings = {
+                name: value for name, value in settings.items() if name not in ("temperature", "top_k", "top_p")
+            }
+        return settings
+
+    def check(self) -> None:
+        """Check ranges, then those of the other options.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        check_positive(self, "max_new_tokens", "temperature", "repetition_penalty", "top_p")
+        if self.top_p > 1:
+            raise ValueError(f"top_p must be at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        super().check()  # type: ignore[misc]
 
 
 @dataclass(kw_only=True)

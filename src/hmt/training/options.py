@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hmt.config import Sensory
-from hmt.options.base import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
+from hmt.options import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
 

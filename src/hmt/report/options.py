@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from hmt.options.base import OutputOptions
+from hmt.options import OutputOptions
 
 
 @dataclass(kw_only=True)

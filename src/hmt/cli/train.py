@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt.atomic import locked_directory, recover_directory
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import TrainOptions
-from hmt.options.base import parse_share
+from hmt.options import parse_share
 from hmt.text.answers import TokenQuestion, tokenize_questions
 from hmt.text.augment import augment, read_enough
 from hmt.text.batches import Readable, Sample, tokenize
@@ -29,6 +28,7 @@ from hmt.training import progress
 from hmt.training.curriculum import Stage
 from hmt.training.launch import is_cut_up
 from hmt.training.loop import Training
+from hmt.training.options import TrainOptions
 from hmt.training.scoring import held_out
 from hmt.training.testing import examine
 from hmt.training.watch import flat

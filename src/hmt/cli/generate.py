@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt.cli.writing import GenerateOptions
 from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.generation import GenerateOutput
 from hmt.model.loading import load
-from hmt.options import GenerateOptions
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
 from hmt.text.batches import check_vocabulary, tokenize
 from hmt.text.chat import ChatTemplate

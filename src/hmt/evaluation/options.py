@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
+from hmt.options import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmt.options.base import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
-from hmt.options.scoring import OTHER_NAMES, ROWS, check_rows
+from hmt.evaluation.options import OTHER_NAMES, ROWS, check_rows
+from hmt.options import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
 
 FULL_ATTENTION = "full_attention"
 """Row in which the backbone keeps the keys and values of the whole text."""

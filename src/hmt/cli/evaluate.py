@@ -11,14 +11,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt import train
 from hmt.atomic import atomic_file
+from hmt.cli import train
+from hmt.evaluation.options import ROWS, EvaluateOptions
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import ROWS, EvaluateOptions, parse_counts
+from hmt.options import parse_counts
 from hmt.pretrained import read_checkpoint_config
 from hmt.report.table import format_table
 from hmt.text.augment import read_enough

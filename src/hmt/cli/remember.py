@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hmt.cli.writing import RememberOptions
 from hmt.files import text_pieces
 from hmt.memory.state import MemoryState
 from hmt.metrics.resources import Meter
 from hmt.model.loading import load
-from hmt.options import RememberOptions
 from hmt.report.kept import describe_kept, kept_segments
 from hmt.text.batches import check_vocabulary
 from hmt.text.stream import token_parts

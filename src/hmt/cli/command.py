@@ -16,33 +16,40 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hmt import options
 from hmt.atomic import atomic_file, check_output_directory, check_output_file
+from hmt.cli.listing import TasksOptions
+from hmt.cli.writing import ChatOptions, ConvertOptions, GenerateOptions, RememberOptions, ServeOptions
+from hmt.evaluation.options import DemoOptions, EvaluateOptions
+from hmt.evaluation.profiling import ProfileOptions
 from hmt.files import read_yaml
+from hmt.harness.options import HarnessOptions
+from hmt.options import ModelOptions
 from hmt.pretrained import HUB_MAP, checkpoint_settings, locate, same_model
 from hmt.published import PublishedOptions
+from hmt.report.options import ReportOptions
 from hmt.terminal import EscapingFormatter, escaped
+from hmt.training.options import TrainOptions
 
 VERBS: dict[str, tuple[type, str]] = {
-    "demo": (options.DemoOptions, "hmt.demo"),
-    "train": (options.TrainOptions, "hmt.train"),
-    "evaluate": (options.EvaluateOptions, "hmt.evaluate"),
-    "profile": (options.ProfileOptions, "hmt.profile"),
-    "remember": (options.RememberOptions, "hmt.remember"),
-    "generate": (options.GenerateOptions, "hmt.generate"),
-    "chat": (options.ChatOptions, "hmt.chat"),
-    "serve": (options.ServeOptions, "hmt.serve"),
-    "harness": (options.HarnessOptions, "hmt.harness.evaluation"),
-    "report": (options.ReportOptions, "hmt.report.publish"),
-    "tasks": (options.TasksOptions, "hmt.tasks"),
-    "convert": (options.ConvertOptions, "hmt.convert"),
+    "demo": (DemoOptions, "hmt.cli.demo"),
+    "train": (TrainOptions, "hmt.cli.train"),
+    "evaluate": (EvaluateOptions, "hmt.cli.evaluate"),
+    "profile": (ProfileOptions, "hmt.cli.profile"),
+    "remember": (RememberOptions, "hmt.cli.remember"),
+    "generate": (GenerateOptions, "hmt.cli.generate"),
+    "chat": (ChatOptions, "hmt.cli.chat"),
+    "serve": (ServeOptions, "hmt.cli.serve"),
+    "harness": (HarnessOptions, "hmt.harness.evaluation"),
+    "report": (ReportOptions, "hmt.report.publish"),
+    "tasks": (TasksOptions, "hmt.cli.tasks"),
+    "convert": (ConvertOptions, "hmt.cli.convert"),
 }
 """Verb -> its options, and the module whose `run(options)` gives figures and a text."""
 
 HIDDEN = {"published": (PublishedOptions, "hmt.published")}
 """Verbs of other programs: `hmt_src/main.py`."""
 
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))}
 """Settings that come with the package, for --config by name."""
 
 FIXED = {"model_name", "gguf_file", "revision", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
@@ -112,7 +119,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
             os.environ[variable] = str(value)  # before anything of the hub is imported
     checkpoint = _take_flag(flags, "load_from_ckpt")[1] or settings.get("load_from_ckpt")
     stored: dict[str, Any] = {}
-    if checkpoint and issubclass(kind, options.ModelOptions | PublishedOptions):
+    if checkpoint and issubclass(kind, ModelOptions | PublishedOptions):
         stored = checkpoint_settings(str(checkpoint))
         inherited = {name: value for name, value in kind.inherited(stored).items() if name in known}
         if given & {"train_backbone", "train_memory_map"}:
@@ -167,11 +174,11 @@ def _find_early(chosen: Any) -> None:
 
     if getattr(chosen, "save_ckpt", None):
         check_output_directory(chosen.save_ckpt)
-    if isinstance(chosen, options.ConvertOptions):
+    if isinstance(chosen, ConvertOptions):
         check_output_directory(chosen.out)
-    elif isinstance(chosen, options.DemoOptions):
+    elif isinstance(chosen, DemoOptions):
         check_output_directory(chosen.out / "checkpoint")
-    elif isinstance(chosen, options.RememberOptions):
+    elif isinstance(chosen, RememberOptions):
         check_output_file(chosen.out)
     for name in ("json", "predictions", "plot"):
         if getattr(chosen, name, None):

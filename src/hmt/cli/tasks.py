@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hmt.options import TasksOptions
+from hmt.cli.listing import TasksOptions
 from hmt.report.table import format_table
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, Task, load_documents, load_questions, settings_of, where_from

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hmt.options.base import OutputOptions, TaskOptions
+from hmt.options import OutputOptions, TaskOptions
 
 
 @dataclass(kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
+from hmt.cli.writing import ChatOptions
 from hmt.memory.state import MemoryState
 from hmt.model.conversation import Answer, Conversation
 from hmt.model.decoding import CancelCriteria
 from hmt.model.loading import load
-from hmt.options import ChatOptions
 from hmt.pretrained import first_line
 from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
 from hmt.terminal import escaped

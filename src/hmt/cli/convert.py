@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hmt.cli.writing import ConvertOptions
 from hmt.model.legacy import convert_checkpoint
-from hmt.options import ConvertOptions
 
 
 def run(options: ConvertOptions) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmt.options.base import ModelOptions, OutputOptions, check_positive
+from hmt.options import ModelOptions, OutputOptions, check_positive
 
 
 def check_installed() -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hmt.cli.writing import ServeOptions
 from hmt.files import read_text
 from hmt.memory.state import MemoryState
 from hmt.model.loading import load
-from hmt.options import API_KEY, ServeOptions
+from hmt.options import API_KEY
 
 if TYPE_CHECKING:
     import uvicorn

@@ -1,0 +1,1 @@
+"""The `hmt` command: one file for each verb, and the parser (`command.py`)."""
