@@ -177,7 +177,7 @@ def _find_early(chosen: Any) -> None:
     if isinstance(chosen, ConvertOptions):
         check_output_directory(chosen.out)
     elif isinstance(chosen, DemoOptions):
-        check_output_directory(chosen.out / "checkpoint")
+        check_output_file(chosen.out / "demo.png")
     elif isinstance(chosen, RememberOptions):
         check_output_file(chosen.out)
     for name in ("json", "predictions", "plot"):
