@@ -46,8 +46,12 @@ FULL, SLIDING, HMT = "full attention", "sliding window", "hmt"
 """Methods of the comparison."""
 
 COLUMNS = {
-    "row": "method", "context_tokens": "tokens", "ppl": "perplexity", "seconds": "seconds to read", "held_mb": "MB kept",
-}  # fmt: skip
+    "row": "method",
+    "context_tokens": "tokens",
+    "ppl": "perplexity",
+    "seconds": "seconds to read",
+    "held_mb": "MB kept",
+}
 """Columns of the closing table."""
 
 
@@ -165,36 +169,38 @@ def _lines_around(passage: str, answer: str) -> list[str]:
 
 @torch.no_grad()
 def compare(model: HMTForCausalLM, text: Tensor, lengths: list[int]) -> Iterator[dict[str, Any]]:
-    """Read the last tokens of a text with each method, at each context length.
-
-    The same targets are scored at every length. The sliding window is re-encoded every half window, so that each target
-    has at least half a window before it; its time is that of a whole text read so.
+    """Score the last tokens of a text under each method, at each context length.
 
     Yields:
         `row`, `context_tokens`, `ppl`, `seconds` to read the context, and `held_mb` kept afterwards.
     """
-    backbone, window = model.backbone, model.config.window
     targets = min(SCORED_TOKENS, lengths[0] // 2)
-    stride = window // 2
+    started = time.perf_counter()
+    nats, cache = _sliding_nats(model.backbone, text, targets, model.config.window)
+    seconds_per_token = (time.perf_counter() - started) / targets
     for length in tqdm(lengths, desc="comparing", unit="length", disable=None):
+        yield _row(SLIDING, length, nats / targets, length * seconds_per_token, _bytes(cache))
         context = text[:, -length:]
         started = time.perf_counter()
-        nats, cache = _score(backbone, context, targets)
-        yield _row(FULL, length, nats / targets, time.perf_counter() - started, _bytes(cache))
-
-        started = time.perf_counter()
-        nats = 0.0
-        for first in range(0, targets, stride):
-            scored = min(stride, targets - first)
-            end = length - targets + first + scored
-            more, cache = _score(backbone, context[:, max(end - window, 0) : end], scored)
-            nats += more
-        share = length / targets
-        yield _row(SLIDING, length, nats / targets, share * (time.perf_counter() - started), _bytes(cache))
-
+        full_nats, full_cache = _score(model.backbone, context, targets)
+        yield _row(FULL, length, full_nats / targets, time.perf_counter() - started, _bytes(full_cache))
         started = time.perf_counter()
         out = model(context, labels=context, loss_tokens=targets, return_logits=False)
         yield _row(HMT, length, float(out.loss), time.perf_counter() - started, out.memory.nbytes)
+
+
+def _sliding_nats(backbone: Any, text: Tensor, targets: int, window: int) -> tuple[float, Any]:
+    """Sum the nats of the last tokens in a window that is re-encoded every half window, and return its last cache.
+
+    Each target has at least half a window before it, whatever the length of the text.
+    """
+    nats, cache = 0.0, None
+    for first in range(0, targets, window // 2):
+        scored = min(window // 2, targets - first)
+        end = text.shape[1] - targets + first + scored
+        more, cache = _score(backbone, text[:, max(end - window, 0) : end], scored)
+        nats += more
+    return nats, cache
 
 
 def _score(backbone: Any, ids: Tensor, targets: int) -> tuple[float, Any]:
