@@ -20,6 +20,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _help(verb: str) -> str:
-    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "100"}
+    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "74"}
     command = [sys.executable, "-m", "hmt", verb, "--help"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout

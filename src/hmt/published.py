@@ -1,7 +1,7 @@
 """The command line of the published HMT program, in terms of this library's own verbs.
 
-The flags and their defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/reference/published.md says for each
-what it does here and where that differs. Training is `hmt train`, `--inference_only` scores the test split.
+The flags and their defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/reference/published.md says
+for each what it does here and where that differs. Training is `hmt train`, `--inference_only` scores the test split.
 """
 
 from __future__ import annotations
