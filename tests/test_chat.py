@@ -14,8 +14,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.cli.chat import Chat
-from hmt.cli.writing import ChatOptions
+from hmt.cli.chat import Chat, ChatOptions
 from hmt.model.conversation import Conversation
 from hmt.model.loading import load
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer, make_model, make_rolling, random_ids

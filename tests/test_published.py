@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hmt.cli.command import parse, run
+from hmt.cli.command import run
+from hmt.cli.parser import parse
 from hmt.published import PublishedOptions
 from hmt.training.options import TrainOptions
 from tests.conftest import byte_tokenizer, make_backbone, make_model, random_ids
@@ -241,7 +242,7 @@ def test_generated_text_reads_no_answer(hub: Path, monkeypatch: pytest.MonkeyPat
     from hmt.text.batches import IGNORED, Sample
     from hmt.training.launch import make_accelerator
     from hmt.training.options import TrainOptions
-    from hmt.training.testing import examine
+    from hmt.training.testing import evaluate_test_split
 
     model = make_model()
     ids = random_ids(1, 40)[0]
@@ -252,7 +253,7 @@ def test_generated_text_reads_no_answer(hub: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model, "generate", lambda given, **more: read.append(given) or generate(given, **more))
     options = TrainOptions(generate="", test_step=1, save_ckpt=hub / "ckpt")
     accelerator = make_accelerator(options, model.device)
-    examine(accelerator, model, [Sample(ids, labels), Sample(ids, ids)], options, byte_tokenizer())
+    evaluate_test_split(accelerator, model, [Sample(ids, labels), Sample(ids, ids)], options, byte_tokenizer())
     assert torch.equal(read[0][0], ids[:30])
     assert torch.equal(read[1][0], ids)
 

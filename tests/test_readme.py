@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hmt.cli.command import parse
+from hmt.cli.parser import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

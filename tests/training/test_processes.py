@@ -108,7 +108,7 @@ def train_on_deepspeed(folder: str, resume: bool) -> None:
 
         def stop_after_four(self: Stepper, *arguments: Any) -> Any:
             taken.append(1)
-            training._signalled = len(taken) == 4
+            training._stop_requested = len(taken) == 4
             return take(self, *arguments)
 
         Stepper.take = stop_after_four

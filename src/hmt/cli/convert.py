@@ -1,19 +1,47 @@
-"""`hmt convert`: weights of the published HMT program to a native checkpoint."""
+"""`hmt convert`: turn weights of the published HMT program into a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hmt.cli.writing import ConvertOptions
-from hmt.model.legacy import convert_checkpoint
+from hmt.atomic import check_output_directory
+from hmt.config import MemoryConfig, Sensory
+
+
+@dataclass(kw_only=True)
+class ConvertOptions(MemoryConfig):
+    """Convert weights of the published HMT program to a checkpoint of this library."""
+
+    state: Path
+    """Weights: .safetensors, .pth or .bin (tensors only, no code is executed), or a DeepSpeed directory."""
+    backbone: Path
+    """Directory with the backbone's config.json; its tokenizer is copied if there is one."""
+    out: Path
+    """Output directory of the checkpoint."""
+    lora_alpha: int = 32
+    """Alpha of the LoRA adapter in the weights, which do not store it."""
+    trust_remote_code: bool = False
+    """Allow Python code that comes with the backbone to run."""
+    sensory: Sensory | None = "reread"
+    """Sensory memory; the published method re-encodes the last tokens in front of each segment (reread)."""
+    num_recalled_tokens: int | None = 0
+    """Recalled tokens E: budget for passages of remembered text; 0, as published, disables text recall."""
+
+    def check_outputs(self) -> None:
+        """Raise an OSError if the checkpoint cannot be written."""
+        check_output_directory(self.out)
 
 
 def run(options: ConvertOptions) -> tuple[dict[str, Any], str]:
-    """Convert, and say what was left out.
+    """Convert, and name the weights that were left out.
 
     Returns:
         Figures of the new checkpoint, and a closing line.
     """
+    from hmt.model.legacy import convert_checkpoint
+
     model, left_out = convert_checkpoint(
         options.state,
         options.backbone,

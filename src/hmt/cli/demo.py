@@ -7,25 +7,20 @@ import math
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from hmt.atomic import atomic_file, check_output_file
+from hmt.options import OutputOptions, check_positive, parse_counts
+from hmt.terminal import ProgressBar, escaped
 
-from hmt.atomic import atomic_file
-from hmt.evaluation.options import DemoOptions
-from hmt.memory.state import MemoryState
-from hmt.model.loading import load
-from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.options import ModelOptions, parse_counts
-from hmt.report import check_installed
-from hmt.report.table import format_table
-from hmt.terminal import escaped
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from hmt.memory.state import MemoryState
+    from hmt.model.modeling_hmt import HMTForCausalLM
 
 MODULES = ("shlex", "random", "fractions", "textwrap", "poplib", "statistics")
 """Modules of the standard library that the text is made of; the questions are about all but the last."""
@@ -72,6 +67,35 @@ QUESTIONS = (
 )
 
 
+@dataclass(kw_only=True)
+class DemoOptions(OutputOptions):
+    """Remember a long text, ask about it, and draw quality and cost against length; three minutes on 2 cores."""
+
+    model_name: str = "smollm2-135m"
+    """Backbone: a directory, a hub id or a built-in name."""
+    text_tokens: int = 32_768
+    """Number of tokens of Python's standard library to remember."""
+    lengths: str = "1k,2k,4k"
+    """Context lengths of the comparison, in tokens; 1k is 1,024."""
+    out: Path = Path("report")
+    """Output directory: demo.png, results.json and stdlib.memory."""
+
+    def check(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: Naming the flag.
+        """
+        check_positive(self, "text_tokens")
+        lengths = parse_counts(self.lengths)
+        if not lengths or lengths[0] < 2:
+            raise ValueError(f"lengths must be numbers of tokens of at least 2, got {self.lengths!r}")
+
+    def check_outputs(self) -> None:
+        """Raise an OSError if the output directory cannot be written."""
+        check_output_file(self.out / "demo.png")
+
+
 def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     """Remember, ask, compare, draw.
 
@@ -83,6 +107,11 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
         OSError: If the model or the standard library's sources are missing.
         ValueError: If the text is shorter than the longest of `lengths`.
     """
+    from hmt.model.loading import load
+    from hmt.options import ModelOptions
+    from hmt.report import check_installed
+    from hmt.report.table import format_table
+
     check_installed()
     from hmt.report.drawing import save
 
@@ -100,7 +129,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     with_memory, without = (sum(one[key] for one in answers) for key in ("right", "right_without"))
     _say(f"\n{with_memory} of {len(answers)} right with the memory, {without} without\n")
 
-    rows = list(compare(model, text, lengths))
+    rows = compare(model, text, lengths)
     rows.append({"row": HMT, "context_tokens": text.shape[1], "ppl": None, "seconds": seconds,
                  "held_mb": memory.nbytes / 1e6})  # fmt: skip
     figures = {"options": asdict(options), "questions": answers, "rows": rows}
@@ -122,7 +151,7 @@ def remember(model: HMTForCausalLM, text: Tensor) -> tuple[MemoryState, float]:
     """Read a text (1, T) with a progress bar; return its memory and the seconds that took."""
     memory = None
     started = time.perf_counter()
-    with tqdm(desc="reading", total=text.shape[1], unit="tok", unit_scale=True, disable=None) as bar:
+    with ProgressBar("tokens", total=text.shape[1]) as bar:
         for part in text.split(PART_TOKENS, dim=1):
             memory = model.remember(part, memory)
             bar.update(part.shape[1])
@@ -136,27 +165,32 @@ def ask(
     """Continue a prompt with and without the memory, and show both answers and the recalled passage."""
     prompt = tokenizer(f"\n\n{question.prompt}", return_tensors="pt").input_ids.to(model.device)
     settings: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "return_dict_in_generate": True}
-    out = model.generate(prompt, memory=memory, output_recall=True, **settings)
-    alone = model.generate(prompt, **settings)
-    answer, without = (
-        tokenizer.decode(one.sequences[0, prompt.shape[1] :], skip_special_tokens=True).strip().split("\n")[0]
-        for one in (out, alone)
-    )
-    passages = [tokenizer.decode(passage.ids) for passage in out.recall.passages]
+
+    def answer(out: Any) -> str:
+        text = str(tokenizer.decode(out.sequences[0, prompt.shape[1] :], skip_special_tokens=True))
+        return text.strip().split("\n")[0]
+
+    out: Any = model.generate(prompt, memory=memory, output_recall=True, **settings)
+    with_memory, without = answer(out), answer(model.generate(prompt, **settings))
+    passages = [str(tokenizer.decode(passage.ids)) for passage in out.recall.passages]
     back = [int(memory.tokens_read[0]) - passage.start for passage in out.recall.passages]
-    found = {
-        "prompt": question.prompt, "expected": question.answer, "answer": answer, "without": without,
-        "right": question.answer in answer, "right_without": question.answer in without,
-        "passages": passages, "tokens_back": back,
-    }  # fmt: skip
-    mark = {True: "right", False: "wrong"}
+    right, right_without = question.answer in with_memory, question.answer in without
     _say(f"\n{question.prompt}")
-    _say(f"  without memory: {without}  [{mark[found['right_without']]}]")
-    _say(f"  with memory:    {answer}  [{mark[found['right']]}]")
+    _say(f"  without memory: {without}  [{'right' if right_without else 'wrong'}]")
+    _say(f"  with memory:    {with_memory}  [{'right' if right else 'wrong'}]")
     for passage, tokens in zip(passages, back, strict=True):
         _say(f"  recalled from {tokens:,} tokens back:")
         _say("\n".join(f"    | {line}" for line in _lines_around(passage, question.answer)))
-    return found
+    return {
+        "prompt": question.prompt,
+        "expected": question.answer,
+        "answer": with_memory,
+        "without": without,
+        "right": right,
+        "right_without": right_without,
+        "passages": passages,
+        "tokens_back": back,
+    }
 
 
 def _lines_around(passage: str, answer: str) -> list[str]:
@@ -167,26 +201,33 @@ def _lines_around(passage: str, answer: str) -> list[str]:
     return lines[first : first + SHOWN_LINES]
 
 
-@torch.no_grad()
-def compare(model: HMTForCausalLM, text: Tensor, lengths: list[int]) -> Iterator[dict[str, Any]]:
+def compare(model: HMTForCausalLM, text: Tensor, lengths: list[int]) -> list[dict[str, Any]]:
     """Score the last tokens of a text under each method, at each context length.
 
-    Yields:
-        `row`, `context_tokens`, `ppl`, `seconds` to read the context, and `held_mb` kept afterwards.
+    Returns:
+        Rows with `row`, `context_tokens`, `ppl`, `seconds` to read the context, and `held_mb` kept afterwards.
     """
+    import torch
+
+    rows = []
     targets = min(SCORED_TOKENS, lengths[0] // 2)
-    started = time.perf_counter()
-    nats, cache = _sliding_nats(model.backbone, text, targets, model.config.window)
-    seconds_per_token = (time.perf_counter() - started) / targets
-    for length in tqdm(lengths, desc="comparing", unit="length", disable=None):
-        yield _row(SLIDING, length, nats / targets, length * seconds_per_token, _bytes(cache))
-        context = text[:, -length:]
+    with ProgressBar("tokens", total=2 * sum(lengths) + targets) as bar, torch.no_grad():
         started = time.perf_counter()
-        full_nats, full_cache = _score(model.backbone, context, targets)
-        yield _row(FULL, length, full_nats / targets, time.perf_counter() - started, _bytes(full_cache))
-        started = time.perf_counter()
-        out = model(context, labels=context, loss_tokens=targets, return_logits=False)
-        yield _row(HMT, length, float(out.loss), time.perf_counter() - started, out.memory.nbytes)
+        nats, cache = _sliding_nats(model.backbone, text, targets, model.config.window)
+        seconds_per_token = (time.perf_counter() - started) / targets
+        bar.update(targets)
+        for length in lengths:
+            rows.append(_row(SLIDING, length, nats / targets, length * seconds_per_token, _bytes(cache)))
+            context = text[:, -length:]
+            started = time.perf_counter()
+            full_nats, full_cache = _score(model.backbone, context, targets)
+            rows.append(_row(FULL, length, full_nats / targets, time.perf_counter() - started, _bytes(full_cache)))
+            bar.update(length)
+            started = time.perf_counter()
+            out = model(context, labels=context, loss_tokens=targets, return_logits=False)
+            rows.append(_row(HMT, length, float(out.loss), time.perf_counter() - started, out.memory.nbytes))
+            bar.update(length)
+    return rows
 
 
 def _sliding_nats(backbone: Any, text: Tensor, targets: int, window: int) -> tuple[float, Any]:
@@ -205,9 +246,11 @@ def _sliding_nats(backbone: Any, text: Tensor, targets: int, window: int) -> tup
 
 def _score(backbone: Any, ids: Tensor, targets: int) -> tuple[float, Any]:
     """Sum the nats of the last tokens of a text (1, T) under a plain backbone; return its cache too."""
+    from torch.nn.functional import cross_entropy
+
     out = backbone(ids, logits_to_keep=targets + 1, use_cache=True)
     logits = out.logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, -targets:], reduction="sum")), out.past_key_values
+    return float(cross_entropy(logits, ids[0, -targets:], reduction="sum")), out.past_key_values
 
 
 def _bytes(cache: Any) -> int:

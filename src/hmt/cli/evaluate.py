@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_file
-from hmt.cli import train
-from hmt.evaluation.options import ROWS, EvaluateOptions
+from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.targets import TargetScores
 from hmt.metrics.environment import commit, environment
@@ -25,7 +23,6 @@ from hmt.report.table import format_table
 from hmt.text.augment import read_enough
 from hmt.text.batches import TokenDocument
 from hmt.text.tasks import iter_documents, load_questions, settings_of
-from hmt.training import matching
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +66,16 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
 
     Raises:
         ValueError: If the texts are too short for the lengths, or there are none; if a row does not fit the task.
-        OSError: If a checkpoint is not there, or says nothing of the training that is to be matched.
-        KeyboardInterrupt: If the training of a baseline was stopped.
+        OSError: If a checkpoint is not there, or cannot be read.
     """
     for checkpoint in options.checkpoints[1:]:
         read_checkpoint_config(str(checkpoint))  # complains before anything is read
-    matched = _match_budget(options) if options.match_budget else []
     scores: TargetScores | QuestionScores | None = None
-    for checkpoint, source, rows in _parts(options):
-        model, tokenizer = load(replace(options, load_from_ckpt=source), memory_seed=options.seed)
+    for checkpoint in options.checkpoints:
+        model, tokenizer = load(replace(options, load_from_ckpt=checkpoint), memory_seed=options.seed)
         if scores is None:
             scores = _scores(options, tokenizer, len(model.embedding_table))
-        scores.measure(model, rows, checkpoint)
+        scores.measure(model, options.rows, checkpoint)
         del model  # before the next one is loaded
     assert scores is not None
     if isinstance(scores, QuestionScores) and options.predictions is not None:
@@ -89,7 +84,6 @@ def run(options: EvaluateOptions) -> tuple[dict[str, Any], str]:
     about = {
         "model": options.model_name,
         "checkpoints": [name for name in options.checkpoints if name is not None],
-        "matched": matched,
         "config": asdict(options),
         "command": sys.argv,
         "commit": commit(),
@@ -173,43 +167,3 @@ def _scores(
     if not documents:
         raise ValueError(f"{options.task_name} has no text in its {options.split} split")
     return TargetScores(documents, options, tokenizer)
-
-
-def _parts(options: EvaluateOptions) -> Iterator[tuple[str | None, str | None, list[str]]]:
-    """What is read with which weights: the checkpoint whose figures these are, where its weights are, and the rows."""
-    for checkpoint in options.checkpoints:
-        sources: dict[str | None, list[str]] = {}
-        for row in options.rows:
-            mode = _matched_mode(row) if options.match_budget else None
-            source = checkpoint if mode is None else str(matching.matched_path(str(checkpoint), mode))
-            sources.setdefault(source, []).append(row)
-        for source, rows in sources.items():
-            yield checkpoint, source, rows
-
-
-def _matched_mode(row: str) -> str | None:
-    """How the baseline of a row was trained; None for the rows that are to be compared with it."""
-    return ROWS[row].matched
-
-
-def _match_budget(options: EvaluateOptions) -> list[dict[str, Any]]:
-    """Train the baselines that are not there yet.
-
-    Returns:
-        What each was trained on.
-    """
-    found = []
-    for checkpoint in options.checkpoints:
-        budget = matching.budget_of(str(checkpoint))
-        modes = dict.fromkeys(mode for row in options.rows if (mode := _matched_mode(row)))
-        for mode in modes:
-            wanted = matching.matched_options(budget, mode, options.matched_learning_rate)
-            wanted = replace(wanted, device=options.device)
-            if matching.is_trained(wanted):
-                logger.info("%s is trained already", wanted.save_ckpt)
-            else:
-                logger.info("training %s on %s tokens, like %s", wanted.save_ckpt, f"{budget.tokens:,}", checkpoint)
-                if train.run(wanted)[0]["interrupted"]:
-                    raise KeyboardInterrupt
-            found.append({"checkpoint": checkpoint, "mode": mode, **matching.trained(wanted)})
-    return found

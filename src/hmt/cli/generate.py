@@ -4,58 +4,76 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from hmt.options import ModelOptions, OutputOptions, SamplingOptions
 
-from hmt.cli.writing import GenerateOptions
-from hmt.files import read_text
-from hmt.memory.state import MemoryState
-from hmt.model.generation import GenerateOutput
-from hmt.model.loading import load
-from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
-from hmt.text.batches import check_vocabulary, tokenize
-from hmt.text.chat import ChatTemplate
-from hmt.text.documents import Document
-from hmt.text.special_tokens import beginning_token_ids
-from hmt.text.streaming import TerminalStreamer
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from hmt.model.modeling_hmt import HMTForCausalLM
+    from hmt.text.streaming import TerminalStreamer
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True)
+class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
+    """Continue a text of any length."""
+
+    prompt: str | None = None
+    """Text to continue."""
+    prompt_file: Path | None = None
+    """UTF-8 file with the text to continue."""
+    memory: Path | None = None
+    """Memory file to start from (see hmt remember)."""
+    chat: bool = False
+    """Apply the tokenizer's chat template: the prompt is a user's message."""
+    explain: bool = False
+    """Show the passages that were recalled for the prompt."""
+
+    def check(self) -> None:
+        """Raise a ValueError that names the first flag that makes no sense."""
+        super().check()
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise ValueError("give the text to continue with one of --prompt and --prompt_file")
+
+
 def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
-    """Continue the prompt; the text appears on standard output while it is made.
+    """Continue the prompt; the text appears on standard output as it is generated.
 
     Returns:
-        The continuation and its figures, and what was recalled if that was asked for.
+        The continuation and its figures; with `explain`, the recalled passages.
 
     Raises:
-        ValueError: If the prompt is empty or not UTF-8, or there is no chat template to put it into.
-        OSError: If the prompt file cannot be read.
+        ValueError: If the prompt is empty or not UTF-8, or the tokenizer has no chat template.
+        OSError: If the prompt file or the memory cannot be read.
     """
+    import torch
+
+    from hmt.files import read_text
+    from hmt.memory.state import MemoryState
+    from hmt.model.generation import GenerateOutput
+    from hmt.model.loading import load
+    from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
+    from hmt.text.streaming import TerminalStreamer
+
     prompt = options.prompt if options.prompt_file is None else read_text(options.prompt_file)
     if not prompt:
         raise ValueError("the prompt is empty")
     model, tokenizer = load(options)
-    if options.chat:
-        ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
-        check_vocabulary(ids, len(model.embedding_table))
-        input_ids = torch.tensor([ids], device=model.device)
-    else:
-        document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
-        # BOS begins a text; a prompt that goes on from a memory begins none.
-        beginning = beginning_token_ids(tokenizer) if options.memory is None else []
-        input_ids = torch.tensor([[*beginning, *document.ids.tolist()]], device=model.device)
+    input_ids = _encode(prompt, options, model, tokenizer)
     memory = None if options.memory is None else MemoryState.load(options.memory, device=model.device)
     torch.manual_seed(options.seed)
-    streamer = TimedStreamer(tokenizer)
+    streamer = TimedStreamer(TerminalStreamer(tokenizer))
     started = time.perf_counter()
     out = model.generate(
         input_ids,
         memory=memory,
-        streamer=streamer,
+        streamer=streamer,  # type: ignore[arg-type]  # it has the two methods of a BaseStreamer
         output_recall=options.explain,
         return_dict_in_generate=True,
         **options.sampling,
@@ -85,17 +103,43 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     return figures, describe_recall(segments, passages)
 
 
-class TimedStreamer(TerminalStreamer):
-    """Writes to the terminal, and notes when the first token came.
+def _encode(prompt: str, options: GenerateOptions, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Encode the prompt as (1, T) token ids on the model's device."""
+    import torch
+
+    from hmt.text.batches import check_vocabulary, tokenize
+    from hmt.text.chat import ChatTemplate
+    from hmt.text.documents import Document
+    from hmt.text.special_tokens import beginning_token_ids
+
+    if options.chat:
+        ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
+        check_vocabulary(ids, len(model.embedding_table))
+    else:
+        document = tokenize([Document("prompt", prompt)], tokenizer, len(model.embedding_table))[0]
+        # BOS begins a text; a prompt that continues a memory begins none.
+        beginning = beginning_token_ids(tokenizer) if options.memory is None else []
+        ids = [*beginning, *document.ids.tolist()]
+    return torch.tensor([ids], device=model.device)
+
+
+class TimedStreamer:
+    """Passes tokens on to a streamer, and notes when the first one came.
 
     Attributes:
-        first_token: Time of `time.perf_counter` at the first new token, 0 before.
+        first_token: Time of `time.perf_counter` at the first new token; 0 before.
     """
 
-    first_token = 0.0
+    def __init__(self, streamer: TerminalStreamer) -> None:
+        self.first_token = 0.0
+        self._streamer = streamer
 
     def put(self, value: Tensor) -> None:
         """Write one token, or skip the prompt."""
-        if self.prompt_seen and not self.first_token:
+        if self._streamer.prompt_seen and not self.first_token:
             self.first_token = time.perf_counter()
-        super().put(value)
+        self._streamer.put(value)
+
+    def end(self) -> None:
+        """Write what the streamer held back."""
+        self._streamer.end()

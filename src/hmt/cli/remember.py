@@ -7,74 +7,83 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from tyro.conf import Positional
 
-from hmt.cli.writing import RememberOptions
-from hmt.files import text_pieces
-from hmt.memory.state import MemoryState
-from hmt.metrics.resources import Meter
-from hmt.model.loading import load
-from hmt.report.kept import describe_kept, kept_segments
-from hmt.text.batches import check_vocabulary
-from hmt.text.stream import token_parts
+from hmt.atomic import check_output_file
+from hmt.options import OutputOptions, ReadingOptions
+from hmt.terminal import ProgressBar, on_interrupt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hmt.memory.state import MemoryState
+    from hmt.metrics.resources import Meter
+    from hmt.model.modeling_hmt import HMTForCausalLM
 
 logger = logging.getLogger(__name__)
 
 PART_CHARACTERS = 20_000
-"""Text taken from standard input at one time; it is cut at a line's end."""
+"""Characters read from standard input at a time; parts end with a line if possible."""
+
+STEP_TOKENS = 2048
+"""Tokens read between two updates of the progress bar."""
 
 SAVE_EVERY_SECONDS = 30
-"""How often the memory of a stream is written while it goes on."""
+"""Time between two saves while standard input is read."""
+
+
+@dataclass(kw_only=True)
+class RememberOptions(OutputOptions, ReadingOptions):
+    """Read a text of any length once and save the memory of it to a file."""
+
+    text: Positional[str]
+    """UTF-8 text file (plain or .gz), or - for standard input."""
+    out: Path
+    """Memory file to write."""
+    append: bool = False
+    """Continue from the memory in the output file, if it exists."""
+    exact: bool = False
+    """Also save the window's keys and values, so that no token is re-encoded when the file is loaded."""
+    explain: bool = False
+    """Show the segments in the memory bank, with their text and how much each was recalled."""
+
+    def check_outputs(self) -> None:
+        """Raise an OSError if the memory file cannot be written."""
+        check_output_file(self.out)
 
 
 def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     """Read the text and write the memory.
 
-    The memory of a stream is written again and again, so that a reader that is killed loses little; one that is
-    interrupted or terminated keeps all it has read. Of a file that was not read to its end nothing is kept.
+    The memory of standard input is saved every 30 seconds, and when the command is interrupted. The memory of a file
+    is saved only if the file was read to its end.
 
     Returns:
-        Figures of the reading, and a closing line; what is kept if that was asked for.
+        Figures, and a closing line; with `explain`, the segments in the bank.
 
     Raises:
-        OSError: If the text or an earlier memory cannot be read, or the memory not written.
-        ValueError: If the text is empty or not UTF-8, or the earlier memory is another model's.
+        OSError: If the text or an earlier memory cannot be read, or the memory cannot be written.
+        ValueError: If the text is empty or not UTF-8, or the earlier memory was written by another model.
     """
-    pieces = None if options.text == "-" else _begun(text_pieces(Path(options.text)))
+    from hmt.memory.state import MemoryState
+    from hmt.metrics.resources import Meter
+    from hmt.model.loading import load
+    from hmt.report.kept import describe_kept, kept_segments
+
+    source = None if options.text == "-" else _TextFile(Path(options.text))
     if options.append and not options.out.exists():
-        logger.info("%s is not there yet: starting anew", options.out)
+        logger.info("%s does not exist yet: starting a new memory", options.out)
     model, tokenizer = load(options)
     state = MemoryState.load(options.out, device=model.device) if options.append and options.out.exists() else None
     before = 0 if state is None else int(state.tokens_read[0])
-    with (
-        _terminated_as_interrupted(),
-        Meter(model.device) as meter,
-        tqdm(unit="tok", unit_scale=True, disable=None) as bar,
-    ):
-        saved = time.monotonic()
-        try:
-            for ids in _tokens(pieces, tokenizer):
-                check_vocabulary(ids, len(model.embedding_table))
-                state = model.remember(torch.tensor([ids], device=model.device), state)
-                bar.update(len(ids))
-                if options.text == "-" and time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                    state.save(options.out, exact=options.exact)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            if options.text != "-" or state is None:
-                raise  # the memory of half a book would look like that of the whole
-            logger.info("interrupted: keeping what was read")
-    if state is None:
-        raise ValueError(f"there is no text in {options.text}")
+    with on_interrupt(_interrupt, (signal.SIGTERM,)), Meter(model.device) as meter:
+        state = _read(options, source, model, tokenizer, state)
     state.save(options.out, exact=options.exact)
     figures, closing = _summary(state, before, meter, options.out)
     if options.explain:
@@ -84,49 +93,98 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
     return figures, closing
 
 
+def _read(
+    options: RememberOptions,
+    source: _TextFile | None,
+    model: HMTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    state: MemoryState | None,
+) -> MemoryState:
+    """Read a file, or standard input if `source` is None."""
+    import torch
+
+    from hmt.text.batches import check_vocabulary
+
+    saved = time.monotonic()
+    with ProgressBar("tokens") as bar:
+        try:
+            for ids in _token_parts(source, tokenizer):
+                check_vocabulary(ids, len(model.embedding_table))
+                state = model.remember(torch.tensor([ids], device=model.device), state)
+                bar.update(len(ids), None if source is None else source.estimate(bar.done + len(ids)))
+                if source is None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                    state.save(options.out, exact=options.exact)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if source is not None or state is None:
+                raise  # the memory of half a book would look like that of the whole
+            logger.info("interrupted: keeping what was read")
+    if state is None:
+        raise ValueError(f"there is no text in {options.text}")
+    return state
+
+
 def _summary(state: MemoryState, before: int, meter: Meter, out: Path) -> tuple[dict[str, Any], str]:
-    """Figures of a reading that went on from `before` tokens, and a closing line."""
+    """Figures of a reading that began after `before` tokens, and a closing line."""
     tokens = int(state.tokens_read[0])
-    rate = (tokens - before) / meter.seconds
-    file_bytes = out.stat().st_size
     figures: dict[str, Any] = {
         "tokens": tokens,
         "new_tokens": tokens - before,
         "seconds": meter.seconds,
-        "tokens_per_second": rate,
+        "tokens_per_second": (tokens - before) / meter.seconds,
         "peak_bytes": meter.peak_bytes,
         "segments": len(state.bank.segments[state.bank.valid].unique()),
-        "file_bytes": file_bytes,
+        "file_bytes": out.stat().st_size,
     }
     closing = (
-        f"read {tokens - before:,} tokens ({rate:.0f}/s), {tokens:,} in all; "
-        f"{figures['segments']} segments in {out} ({file_bytes / 1e3:.0f} kB)"
+        f"read {tokens - before:,} tokens ({figures['tokens_per_second']:.0f}/s), {tokens:,} in all; "
+        f"{figures['segments']} segments in {out} ({figures['file_bytes'] / 1e3:.0f} kB)"
     )
     return figures, closing
 
 
-def _begun(pieces: Iterator[str]) -> Iterator[str]:
-    """The same pieces, the first one read: a file that cannot be read is refused before a model is loaded.
+class _TextFile:
+    """A text file, opened once (a pipe cannot be rewound); unreadable files are refused when it is made."""
 
-    The file is opened once, since a pipe cannot be rewound.
+    def __init__(self, path: Path) -> None:
+        from hmt.files import text_pieces
+
+        pieces = text_pieces(path)
+        self.pieces = self._counted(chain([next(pieces, "")], pieces))
+        plain = path.is_file() and path.suffix.lower() != ".gz"
+        self._bytes = path.stat().st_size if plain else 0
+        self._bytes_read = 0
+
+    def _counted(self, pieces: Iterator[str]) -> Iterator[str]:
+        for piece in pieces:
+            self._bytes_read += len(piece.encode())
+            yield piece
+
+    def estimate(self, tokens: int) -> int | None:
+        """Estimate the number of tokens in the file from those read so far; None if its size is unknown."""
+        if not self._bytes or not self._bytes_read:
+            return None
+        return round(tokens * max(self._bytes / self._bytes_read, 1.0))
+
+
+def _token_parts(source: _TextFile | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the token ids of a file, or of standard input if None, in parts.
+
+    A file is cut so that its tokens are those of the whole text; standard input is read without waiting for that.
     """
-    return chain([next(pieces, "")], pieces)
+    from hmt.text.stream import token_parts
 
-
-def _tokens(pieces: Iterator[str] | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of a file's pieces, or of standard input where None, a part at a time and none of them empty.
-
-    A file is cut so that its tokens are those of the whole; what comes on standard input is not held back for that.
-    """
-    if pieces is not None:
-        parts = token_parts(pieces, tokenizer)
+    if source is not None:
+        parts = token_parts(source.pieces, tokenizer)
     else:
-        parts = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in _stream())
-    return (ids for ids in parts if ids)
+        parts = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in _standard_input())
+    for ids in parts:
+        for start in range(0, len(ids), STEP_TOKENS):
+            yield ids[start : start + STEP_TOKENS]
 
 
-def _stream() -> Iterator[str]:
-    """Standard input in parts, as they come, cut at a line's end where there is one; an interruption ends it."""
+def _standard_input() -> Iterator[str]:
+    """Yield standard input in parts as they come, each up to the end of a line; an interrupt ends it."""
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # one bad byte is no reason to lose a stream
     lines: list[str] = []
@@ -136,10 +194,10 @@ def _stream() -> Iterator[str]:
         try:
             line = sys.stdin.readline(PART_CHARACTERS)
         except KeyboardInterrupt:
-            logger.info("interrupted: reading what has come")
+            logger.info("interrupted: keeping what was read")
             line = ""
         if "\ufffd" in line and not warned:
-            logger.warning("standard input is not UTF-8 throughout: what cannot be read becomes \ufffd")
+            logger.warning("standard input has bytes that are not UTF-8; they become \ufffd")
             warned = True
         lines.append(line)
         size += len(line)
@@ -148,11 +206,5 @@ def _stream() -> Iterator[str]:
             lines, size = [], 0
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """While this lasts, being terminated is like being interrupted."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt() -> None:
+    raise KeyboardInterrupt

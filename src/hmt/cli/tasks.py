@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from hmt.cli.listing import TasksOptions
+from hmt.options import OutputOptions, TaskOptions
 from hmt.report.table import format_table
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, Task, load_documents, load_questions, settings_of, where_from
@@ -14,6 +15,20 @@ WHAT = {"name": "task", "about": "what it is", "source": "source"}
 
 SHOWN_CHARACTERS = 160
 """Of a text that is shown in one line."""
+
+
+@dataclass(kw_only=True)
+class TasksOptions(OutputOptions, TaskOptions):
+    """List the tasks and where they are read from; with --task_name, show one of them."""
+
+    task_name: str = ""
+    """Task to show: a name of the list, a directory, a file, or a hub id."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split to show."""
+
+    def check(self) -> None:
+        """Raise a ValueError that names the first flag that makes no sense."""
+        self.check_task()
 
 
 def run(options: TasksOptions) -> tuple[dict[str, Any], str]:

@@ -95,10 +95,6 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
     """Row that the others are compared with; Default: sinks or backbone, where it is one of them."""
     replicas: str | None = None
     """More checkpoints, trained like load_from_ckpt with other seeds: rows give mean and spread (A,B)."""
-    match_budget: bool = False
-    """Train the other rows on as many tokens as load_from_ckpt first; they are kept beside it as CKPT.matched-ROW."""
-    matched_learning_rate: float | None = None
-    """Learning rate of a matched adapter; by default that of the memory, or of the adapter where there was one."""
     max_questions: int | None = None
     """Ask at most so many questions, where the task has questions."""
     max_new_tokens: int = 32
@@ -117,7 +113,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
         super().check()
         self.check_task()
         check_positive(self, "batch_size", "spans_per_document", "target_tokens", "stride")
-        check_positive(self, "max_questions", "max_new_tokens", "matched_learning_rate")
+        check_positive(self, "max_questions", "max_new_tokens")
         lengths = parse_counts(self.lengths)
         if not lengths or lengths[0] < 2:
             raise ValueError(f"lengths must be numbers of tokens of at least 2, got {self.lengths!r}")
@@ -127,8 +123,8 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
             )
         self._check_rows()
         self._check_windows()
-        if self.load_from_ckpt is None and (self.match_budget or self.replicas):
-            raise ValueError("match_budget and replicas are about trained checkpoints; give one as --load_from_ckpt")
+        if self.load_from_ckpt is None and self.replicas:
+            raise ValueError("replicas are more checkpoints of one training; give the first as --load_from_ckpt")
 
     def _check_rows(self) -> None:
         known = tuple(ROWS)
@@ -179,28 +175,3 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
         """What is evaluated: the checkpoint and its replicas, or None for a new memory."""
         replicas = [name.strip() for name in (self.replicas or "").split(",") if name.strip()]
         return list(dict.fromkeys([self.load_from_ckpt, *replicas]))
-
-
-@dataclass(kw_only=True)
-class DemoOptions(OutputOptions):
-    """Remember a long text, ask about it, and draw quality and cost against length; three minutes on 2 cores."""
-
-    model_name: str = "smollm2-135m"
-    """Backbone: a directory, a hub id or a built-in name."""
-    text_tokens: int = 32_768
-    """Tokens of the text to remember."""
-    lengths: str = "1k,2k,4k"
-    """Context lengths of the comparison, in tokens; 1k is 1,024."""
-    out: Path = Path("report")
-    """Output directory: demo.png, results.json and stdlib.memory."""
-
-    def check(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: Naming the flag.
-        """
-        check_positive(self, "text_tokens")
-        lengths = parse_counts(self.lengths)
-        if not lengths or lengths[0] < 2:
-            raise ValueError(f"lengths must be numbers of tokens of at least 2, got {self.lengths!r}")

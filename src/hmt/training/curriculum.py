@@ -1,8 +1,7 @@
-"""What is trained, in which stages, at which learning rates.
+"""The curriculum: which parameters are trained, in which stages, at which learning rates.
 
 Stage 1 reads two segments with the last memory embedding only, stage 2 longer samples with recall, as in HMT
-(arXiv:2405.06067, section 4). Both train the same parameters, so a run is one model read in two ways. Each stage has an
-optimizer and a schedule of its own, as if it were a command of its own.
+(arXiv:2405.06067, section 4). Both train the same parameters; each has its own optimizer and schedule.
 """
 
 from __future__ import annotations
@@ -25,20 +24,24 @@ STAGE_1_SEGMENTS = 2
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the curriculum: how the model reads, how many segments a sample has, and for how many steps."""
+    """One stage: the memory's mode, the segments of a sample, and the number of optimizer steps."""
 
     name: str
     mode: str
     segments: int
     steps: int
 
-    def reader(self, model: HMTForCausalLM) -> HMTForCausalLM:
-        """The model as this stage reads it; the weights are shared."""
+    def variant(self, model: HMTForCausalLM) -> HMTForCausalLM:
+        """Return the model in the mode of this stage, sharing its weights."""
         return model if self.mode == model.config.mode else model.variant(mode=self.mode)
+
+    def sample_tokens(self, model: HMTForCausalLM) -> int:
+        """Return the number of tokens in a sample of this stage."""
+        return self.segments * self.variant(model).config.fresh_tokens
 
 
 def curriculum(options: TrainOptions) -> list[Stage]:
-    """The stages that the options ask for. A model that recalls no embeddings has only one way of reading."""
+    """Choose the stages; a model without embedding recall has one."""
     stage_1 = Stage("1", "short_term", STAGE_1_SEGMENTS, options.stage_1_step)
     stage_2 = Stage("2", options.mode, options.bptt_depth, options.training_step)
     if options.hmt_stage_1:
@@ -50,7 +53,7 @@ def curriculum(options: TrainOptions) -> list[Stage]:
 
 
 def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
-    """Freeze the backbone, adapt it, or train it whole; or train the map between two reading speeds alone."""
+    """Freeze the backbone, adapt it, or train all of it; or train only the map between two reading speeds."""
     if options.train_memory_map:
         model.requires_grad_(False)
         model.extensions["dynamic_reading"].requires_grad_(True)
@@ -59,7 +62,7 @@ def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
         model.requires_grad_(True)
         return
     if options.use_lora and model.has_adapter:
-        logger.info("the checkpoint's own adapter is trained on: every --lora_ setting is its")
+        logger.info("continuing with the checkpoint's LoRA adapter and its settings")
     elif options.use_lora:
         model.add_lora(options.lora_rank, options.lora_alpha, options.lora_dropout, options.adapted_layers)
     for name, parameter in model.backbone.named_parameters():
@@ -67,18 +70,18 @@ def choose_trained_parts(model: HMTForCausalLM, options: TrainOptions) -> None:
 
 
 def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[str, Any]]:
-    """The memory's parameters and the backbone's, each with its learning rate.
+    """Group the trained parameters of the memory and of the backbone, each with its learning rate.
 
     Raises:
         ValueError: If there is nothing to train.
     """
-    learned = (*model.memory.parameters(), *model.extensions.parameters())
-    memory = [parameter for parameter in learned if parameter.requires_grad]
-    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    groups = [
+    memory = (*model.memory.parameters(), *model.extensions.parameters())
+    groups: list[dict[str, Any]] = [
         {"name": "memory", "params": memory, "lr": options.memory_learning_rate},
-        {"name": "backbone", "params": backbone, "lr": options.learning_rate},
+        {"name": "backbone", "params": model.backbone.parameters(), "lr": options.learning_rate},
     ]
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError(
@@ -89,23 +92,23 @@ def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, steps: int) -> LambdaLR:
-    """The learning rates of a stage of so many optimizer steps: a rise, then a fall."""
+    """Build the schedule of a stage of so many optimizer steps: linear warmup, then decay."""
     kind = options.lr_schedule if options.lr_decay else "constant"
 
     def factor(step: int) -> float:
-        rise = min((step + 1) / (options.warmup_step + 1), 1.0)
+        warmup = min((step + 1) / (options.warmup_step + 1), 1.0)
         if kind == "step":
-            return rise * options.lr_decay_gamma ** (step // options.lr_decay_step)
+            return warmup * options.lr_decay_gamma ** (step // options.lr_decay_step)
         if kind == "cosine":
-            return rise * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-        return rise
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+        return warmup
 
     return LambdaLR(optimizer, factor)
 
 
 @dataclass(frozen=True)
 class PartSizes:
-    """How many parameters each part of a model has."""
+    """Numbers of parameters."""
 
     backbone: int
     adapter: int
@@ -113,24 +116,19 @@ class PartSizes:
 
     @classmethod
     def of(cls, model: HMTForCausalLM) -> PartSizes:
-        """The sizes of a model's parts."""
-        backbone = [(name, parameter.numel()) for name, parameter in model.backbone.named_parameters()]
-        adapter = sum(count for name, count in backbone if "lora_" in name)
+        """Count the parameters of a model."""
+        total = sum(parameter.numel() for parameter in model.backbone.parameters())
+        adapter = sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" in name)
         memory = sum(p.numel() for p in (*model.memory.parameters(), *model.extensions.parameters()))
-        return cls(sum(count for _, count in backbone) - adapter, adapter, memory)
+        return cls(total - adapter, adapter, memory)
 
     @property
     def memory_percent(self) -> float:
-        """What the memory adds, in percent of the backbone."""
+        """Parameters of the memory in percent of the backbone's."""
         return 100 * self.memory / self.backbone
 
-
-def describe_parts(model: HMTForCausalLM) -> str:
-    """One line: what is trained, and what the memory adds to the backbone."""
-    sizes = PartSizes.of(model)
-    trained = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
-    parts = [f"memory {sizes.memory:,} ({sizes.memory_percent:.2f}% of the backbone)"]
-    if sizes.adapter:
-        parts.append(f"adapter {sizes.adapter:,} ({100 * sizes.adapter / sizes.backbone:.2f}%)")
-    parts.append(f"backbone {sizes.backbone:,}{'' if trained > sizes.adapter else ', frozen'}")
-    return f"parameters: {', '.join(parts)}"
+    def __str__(self) -> str:
+        parts = [f"memory {self.memory:,} ({self.memory_percent:.2f}% of the backbone)"]
+        if self.adapter:
+            parts.append(f"adapter {self.adapter:,} ({100 * self.adapter / self.backbone:.2f}%)")
+        return ", ".join([*parts, f"backbone {self.backbone:,}"])

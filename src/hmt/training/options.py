@@ -1,10 +1,10 @@
-"""Runs that train."""
+"""Options of `hmt train`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hmt.config import Sensory
 from hmt.options import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
@@ -13,179 +13,192 @@ TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
 @dataclass(kw_only=True)
-class TrainOptions(OutputOptions, AugmentOptions, ModelOptions):
-    """Teach the memory: first with the last memory embedding only (stage 1), then with recall (stage 2)."""
+class TrainingTextOptions(AugmentOptions):
+    """The training split of the task."""
 
-    sensory: Sensory | None = "reread"
-    """Sensory memory: re-encode the last tokens in front of each segment, as published, or keep keys and values in a
-    rolling cache."""
-    num_recalled_tokens: int | None = 0
-    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall."""
-    save_ckpt: Path = Path("runs/checkpoint")
-    """Directory the trained checkpoint is written to; DIR.run beside it holds the record of the run."""
-    save_every: int | None = None
-    """Save every so many optimizer steps too, so that --resume can go on from there."""
-    resume: bool = False
-    """Go on from the checkpoint in save_ckpt; start anew where there is none yet."""
-    hmt_stage_1: bool = False
-    """Only stage 1: mode short_term, 2 segments per sample."""
-    hmt_stage_2: bool = False
-    """Only stage 2, usually with --load_from_ckpt."""
-    stage_1_step: int = 200
-    """Optimizer steps of stage 1 where both stages run."""
-    training_step: int = 500
-    """Optimizer steps of the only stage, or of stage 2."""
-    max_minutes: float | None = None
-    """Stop after so many minutes of training, whatever the steps."""
-    max_tokens: int | None = None
-    """Stop after so many tokens of training, whatever the steps."""
-    bptt_depth: int = 4
-    """Segments per training sample in stage 2, all back-propagated through."""
-    truncate_every: int | None = None
-    """Cut the gradient after every so many segments; never by default."""
     train_set_split: str | None = None
-    """Train on at most so many documents, or on such a share of them: 50 or 2%."""
+    """Number or percentage of training documents to use, such as 50 or 2%."""
     shuffle_train: bool = True
-    """Draw the order of the samples by the seed; without, they are taken as they stand."""
+    """Shuffle the training samples with the seed."""
+
+
+@dataclass(kw_only=True)
+class OptimizationOptions:
+    """What is trained, for how long, and by which optimizer."""
+
+    hmt_stage_1: bool = False
+    """Run stage 1 only: the previous segment's memory embedding instead of recall, 2 segments per sample."""
+    hmt_stage_2: bool = False
+    """Run stage 2 only, usually with --load_from_ckpt."""
+    stage_1_step: int = 200
+    """Optimizer steps of stage 1 if both stages run."""
+    training_step: int = 500
+    """Optimizer steps of stage 2, or of the only stage."""
+    max_tokens: int | None = None
+    """Stop after this number of training tokens, even if steps are left."""
+    bptt_depth: int = 4
+    """Segments per training sample in stage 2; the loss is back-propagated through all of them."""
+    truncate_every: int | None = None
+    """Truncated BPTT: detach the memory every N segments."""
     batch_size: int = 2
     """Samples per process and micro-step."""
     gradient_accumulation_steps: int = 1
     """Micro-steps per optimizer step."""
     loss_tokens: int | None = None
-    """Score only the last so many tokens of a sample (legacy: mask_size); by default all."""
+    """Score only the last N tokens of each sample. Default: all."""
     retrieval_loss_weight: float = 1.0
-    """Weight of retrieval and retention loss where a sample says which segments support its answer; 0 only reports."""
+    """Weight of the retrieval loss, for samples that name the segments with their answer; 0 only reports it."""
     learning_rate: float = 1e-5
-    """Learning rate of the backbone, or of its LoRA adapter."""
+    """Learning rate of the backbone or its LoRA adapter."""
     memory_learning_rate: float = 1e-3
     """Learning rate of the memory's parameters."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     lr_schedule: Literal["step", "cosine", "constant"] = "step"
-    """How the learning rates fall: by steps, along a cosine to 0 at the end of the stage, or not at all."""
+    """Learning-rate schedule within each stage."""
     lr_decay: bool = True
-    """Let the learning rates fall; without, lr_schedule is constant."""
+    """Apply the learning-rate schedule; --no-lr_decay keeps the learning rates constant."""
     lr_decay_gamma: float = 0.9
-    """Factor of the schedule step."""
+    """Factor of each decay of the step schedule."""
     lr_decay_step: int = 100
-    """Optimizer steps between two decays."""
+    """Optimizer steps between two decays of the step schedule."""
     warmup_step: int = 0
-    """Optimizer steps in which the learning rates rise from 0, in each stage."""
+    """Optimizer steps of linear warmup at the start of each stage."""
     max_grad_norm: float = 1.0
-    """Clip the norm of the gradient to this."""
+    """Maximum gradient norm (clipping)."""
     use_lora: bool = False
-    """Train a LoRA adapter on the backbone too (needs the extra lora)."""
+    """Train a LoRA adapter on the frozen backbone (needs the extra lora)."""
     lora_rank: int = 8
-    """Rank of the adapter."""
+    """Rank of the LoRA adapter."""
     lora_alpha: int = 32
-    """Scale of the adapter, alpha / rank."""
+    """Alpha of the LoRA adapter; its updates are scaled by alpha / rank."""
     lora_dropout: float = 0.1
-    """Dropout of the adapter."""
+    """Dropout of the LoRA adapter."""
     lora_targets: str | None = None
-    """Layers to adapt: all-linear, or names with commas; by default those usual for the backbone's family."""
-    train_memory_map: bool = False
-    """Train nothing but the map between the two reading speeds, with --dynamic_reading."""
+    """Layers to adapt: all-linear, or module names separated by commas. Default: PEFT's for the backbone's family."""
     train_backbone: bool = False
-    """Train all of the backbone. By default it is frozen."""
+    """Train all weights of the backbone, which is frozen otherwise."""
+    train_memory_map: bool = False
+    """Train only the map between the two reading speeds (with --dynamic_reading)."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Format to compute in while the weights stay as they are; auto is the launcher's, without one none."""
+    """Autocast format; auto takes the launcher's setting, or none."""
     gradient_checkpointing: bool = False
-    """Keep only the window of each segment and compute it again for the gradient: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = False
-    """Compile the backbone's layers: half a minute at the start, then faster and with less memory."""
+    """Compile the backbone's layers with torch.compile: half a minute at the start, then faster."""
+    match_budget: str | None = None
+    """Train a baseline like this checkpoint: the same data and settings, as many tokens and about as many parameters,
+    with --mode backbone (default), rmt or short_term. Flags that are given go first."""
+
+    @property
+    def adapted_layers(self) -> list[str] | str | None:
+        """Layers that `lora_targets` names, as PEFT takes them."""
+        if self.lora_targets is None or self.lora_targets == "all-linear":
+            return self.lora_targets
+        return [name.strip() for name in self.lora_targets.split(",")]
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Checkpoints, validation, test and trackers of a run."""
+
+    save_ckpt: Path = Path("runs/checkpoint")
+    """Output directory of the checkpoint; figures and logs of the run go to DIR.run beside it."""
+    save_every: int | None = None
+    """Also save every N optimizer steps, so that --resume can continue from there."""
+    resume: bool = False
+    """Continue from the checkpoint in --save_ckpt, or start a new run if there is none."""
     eval_step: int | None = None
-    """Score the validation split every so many optimizer steps."""
+    """Score the validation split every N optimizer steps."""
     eval_samples: int = 8
-    """Samples of the validation split that are scored."""
-    patience: int | None = None
-    """Stop after so many validations without a new best, and keep the best weights."""
+    """Number of validation samples."""
     test_step: int | None = None
-    """Score so many samples of the test split at the end."""
+    """Score this number of samples of the test split at the end."""
     test_length: int | None = None
-    """Tokens of a test sample; by default those of a training sample."""
+    """Tokens per test sample. Default: as in training."""
     plot_hist: bool = False
-    """Draw how far back the test samples recall, as SAVE_CKPT.run/recall_distances.png and .csv."""
+    """Plot a histogram of recall distances over the test samples: DIR.run/recall_distances.png and .csv."""
     generate: str | None = None
-    """Write on after each test sample and this prompt (text or file, may be ""): SAVE_CKPT.run/generated.jsonl."""
+    """Generate text after each test sample followed by this prompt (text, a file, or ""): DIR.run/generated.jsonl."""
     timing: bool = False
-    """Time the parts of a few steps and of a test batch: summary, recall, read, head, backward."""
+    """Time the parts of a step: summary, recall, read, head, backward."""
     report_to: str = ""
-    """Trackers besides the run's own record: wandb, tensorboard, trackio, with commas between them."""
+    """Trackers, separated by commas: wandb, tensorboard, trackio."""
     wandb_project: str | None = None
-    """Project in the trackers; by default the name of save_ckpt."""
+    """Project name in the trackers. Default: the name of --save_ckpt."""
     wandb_run: str | None = None
-    """Name of the run in wandb."""
+    """Name of the run in Weights & Biases."""
     wandb_entity: str | None = None
-    """Owner of the project in wandb."""
+    """Owner of the project in Weights & Biases."""
+
+    @property
+    def trackers(self) -> list[str]:
+        """Trackers that `report_to` names."""
+        return [name.strip() for name in self.report_to.split(",") if name.strip()]
+
+    @property
+    def record(self) -> Path:
+        """Directory of the run's figures and logs."""
+        return self.save_ckpt.with_name(f"{self.save_ckpt.name}.run")
+
+
+@dataclass(kw_only=True)
+class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextOptions, ModelOptions):
+    """Train a memory: stage 1 with the previous memory embedding only, then stage 2 with recall."""
+
+    MOST_USED: ClassVar[tuple[str, ...]] = (
+        "model_name", "task_name", "save_ckpt", "load_from_ckpt", "resume", "training_step", "batch_size",
+        "memory_learning_rate", "use_lora", "segment_length",
+    )  # fmt: skip
+
+    sensory: Sensory | None = "reread"
+    """Sensory memory: re-encode the last tokens in front of each segment, as published (reread), or keep their keys and
+    values in a rolling cache."""
+    num_recalled_tokens: int | None = 0
+    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall."""
 
     def check(self) -> None:
-        """Check ranges and combinations.
-
-        Raises:
-            ValueError: Naming the flag.
-        """
+        """Raise a ValueError that names the first flag that makes no sense."""
         super().check()
-        check_positive(self, "training_step", "bptt_depth", "batch_size", "loss_tokens", "learning_rate")
         self.check_task()
-        check_positive(self, "max_minutes", "max_tokens", "truncate_every", "gradient_accumulation_steps")
-        check_positive(self, "memory_learning_rate", "lr_decay_step", "lr_decay_gamma", "max_grad_norm")
-        check_positive(self, "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples", "patience")
-        check_positive(self, "test_step", "test_length")
-        if self.stage_1_step < 0 or self.warmup_step < 0:
-            raise ValueError(
-                f"stage_1_step and warmup_step must be at least 0, got {self.stage_1_step} and {self.warmup_step}"
-            )
-        if self.streaming and parse_share(self.train_set_split)[1] < 1:
-            raise ValueError(
-                f"a share of a stream is not known: train_set_split must be a number, got {self.train_set_split}"
-            )
-        if self.compile and self.inject_autoencoder:
-            raise ValueError(
-                "compile and inject_autoencoder exclude each other: the autoencoder acts inside the layers"
-            )
-        if self.retrieval_loss_weight < 0:
-            raise ValueError(f"retrieval_loss_weight must be at least 0, got {self.retrieval_loss_weight}")
-        parse_share(self.train_set_split)
+        check_positive(
+            self, "training_step", "max_tokens", "bptt_depth", "truncate_every", "batch_size",
+            "gradient_accumulation_steps", "loss_tokens", "learning_rate", "memory_learning_rate", "lr_decay_gamma",
+            "lr_decay_step", "max_grad_norm", "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples",
+            "test_step", "test_length",
+        )  # fmt: skip
+        for name in ("stage_1_step", "warmup_step", "retrieval_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must lie between 0 and {(1 << 31) - 1}, got {self.seed}")
+        if parse_share(self.train_set_split)[1] < 1 and self.streaming:
+            raise ValueError(f"train_set_split must be a number with streaming, got {self.train_set_split}")
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueError(f"report_to must be of {', '.join(TRACKERS)}, got {', '.join(sorted(unknown))}")
+        if self.test_step is None and (self.plot_hist or self.generate is not None):
+            raise ValueError("plot_hist and generate need test samples; give --test_step")
+        self._check_stages()
+        self._check_trained_parts()
+
+    def _check_stages(self) -> None:
+        """Check the flags that choose stages."""
         if self.hmt_stage_1 and self.hmt_stage_2:
             raise ValueError("hmt_stage_1 and hmt_stage_2 exclude each other; give neither to run both stages")
         if self.hmt_stage_1 and self.mode not in ("hmt", "short_term"):
             raise ValueError(f"hmt_stage_1 trains mode short_term, not {self.mode}; give one of the two")
         if self.hmt_stage_1 and not self.prompt_tokens:
             raise ValueError("hmt_stage_1 trains memory embeddings; give --num_memory_tokens 1 or more")
-        if self.dtype == "float16" and (self.use_lora or self.train_backbone):
-            raise ValueError("float16 weights cannot be trained; give --mixed_precision fp16 or --dtype bfloat16")
+
+    def _check_trained_parts(self) -> None:
+        """Check the flags that choose trained parameters."""
         if self.use_lora and self.train_backbone:
-            raise ValueError(
-                "use_lora trains an adapter on a frozen backbone, train_backbone the backbone itself; give one"
-            )
+            raise ValueError("use_lora keeps the backbone frozen, train_backbone trains it; give one of the two")
+        if self.dtype == "float16" and (self.use_lora or self.train_backbone):
+            raise ValueError("dtype float16 cannot be trained; give --mixed_precision fp16 or --dtype bfloat16")
         if self.train_memory_map and not self.speed_tokens:
             raise ValueError("train_memory_map trains the map between two reading speeds; give --dynamic_reading")
         if self.train_memory_map and (self.use_lora or self.train_backbone or self.hmt_stage_1):
-            raise ValueError("train_memory_map trains nothing else: no use_lora, train_backbone or hmt_stage_1 with it")
-        if self.test_step is None and (self.plot_hist or self.generate is not None):
-            raise ValueError("plot_hist and generate are of the test samples; say how many with --test_step")
-        if self.patience is not None and self.eval_step is None:
-            raise ValueError("patience counts validations; say how often with --eval_step")
-        if self.max_minutes is not None and (self.lr_schedule == "cosine" or self.resume):
-            raise ValueError("max_minutes leaves the number of steps open: no --lr_schedule cosine, no --resume")
-
-    @property
-    def adapted_layers(self) -> list[str] | str | None:
-        """What lora_targets names."""
-        if self.lora_targets is None or self.lora_targets == "all-linear":
-            return self.lora_targets
-        return [name.strip() for name in self.lora_targets.split(",")]
-
-    @property
-    def trackers(self) -> list[str]:
-        """The trackers that report_to names."""
-        return [name.strip() for name in self.report_to.split(",") if name.strip()]
-
-    @property
-    def record(self) -> Path:
-        """Directory of the run's record."""
-        return self.save_ckpt.with_name(f"{self.save_ckpt.name}.run")
+            raise ValueError("train_memory_map excludes use_lora, train_backbone and hmt_stage_1")
+        if self.compile and self.inject_autoencoder:
+            raise ValueError("compile and inject_autoencoder exclude each other")

@@ -1,7 +1,7 @@
-"""One optimizer step over the rows of all processes.
+"""One optimizer step over the samples of all processes.
 
-The loss is the mean over all scored targets of the step, whatever their split into processes and micro-steps: each part
-adds its sum of nats, divided by the number of targets of the whole step.
+The loss is the mean over all scored targets of the step, however they are split into processes and micro-steps: each
+part adds its sum of nats, divided by the number of targets of the whole step.
 
 Shape legend: B rows of this process in one step, T tokens.
 """
@@ -12,8 +12,6 @@ import gc
 import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,20 +30,18 @@ from hmt.training.options import TrainOptions
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 20
-"""Steps in a row whose scaled gradient may overflow before the run is stopped."""
-
-ADVICE = "lower --memory_learning_rate or --learning_rate, or use --dtype float32"
+"""Consecutive steps whose scaled gradient may overflow before the run stops."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives.
+    """Figures of a step.
 
     Attributes:
         loss: Mean nats per scored target, over all processes.
-        retrieval_loss: Mean nats of recalling a supporting segment, or None where the rows do not name any.
+        retrieval_loss: Mean nats of recalling a supporting segment; None if the samples do not name any.
         grad_norm: Norm of the gradient before clipping.
-        learning_rates: Of each group of parameters, by name.
+        learning_rates: Learning rate of each group of parameters, by name.
     """
 
     loss: float
@@ -58,14 +54,14 @@ class Stepper:
     """Takes optimizer steps.
 
     Args:
-        accelerator: Of the run.
-        model: As the accelerator prepared it.
-        optimizer: Likewise.
-        scheduler: Of the optimizer; stepped once per optimizer step, whatever the number of processes.
-        options: Of the run.
+        accelerator: Accelerator of the run.
+        model: Model as the accelerator prepared it.
+        optimizer: Optimizer as the accelerator prepared it.
+        scheduler: Schedule of the optimizer, not prepared: it advances once per optimizer step.
+        options: Options of the run.
 
     Attributes:
-        fresh_tokens: Tokens of a segment, or None where segments differ, so that nobody can tell them in advance.
+        fresh_tokens: Tokens of a segment; None with dynamic reading, where segments differ.
     """
 
     def __init__(
@@ -84,23 +80,23 @@ class Stepper:
         self._accelerator = accelerator
         self._options = options
         self._rows_at_once = options.batch_size
-        beside = options.retrieval_loss_weight
-        self._weights = torch.tensor([1.0, beside, beside], device=accelerator.device)
+        weight = options.retrieval_loss_weight
+        self._weights = torch.tensor([1.0, weight, weight], device=accelerator.device)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._skipped = 0
 
     def take(self, batch: Batch, targets: int) -> StepResult:
         """Take a step.
 
-        Where the memory of the device does not suffice, the same step is taken in smaller parts, then and from then on.
+        If the device runs out of memory, the same step is taken in smaller parts, then and from then on.
 
         Args:
-            batch: Rows of this process.
+            batch: Samples of this process.
             targets: Scored targets of all processes in this step.
 
         Raises:
             FloatingPointError: If loss or gradient are not finite; the step is not taken, the batch is kept in a file.
-            ValueError: If not even one row fits into memory; names the flags to lower.
+            ValueError: If not even one sample fits into memory; names the flags to lower.
         """
         sums = self._backward(batch, targets)
         accelerator = self._accelerator
@@ -113,7 +109,7 @@ class Stepper:
         except RuntimeError as error:  # the first step allocates the moments
             raise _out_of_memory(error) from error
         self.optimizer.zero_grad(set_to_none=True)
-        if accelerator.optimizer_step_was_skipped:  # the scaled gradient overflowed; the next is scaled less
+        if accelerator.optimizer_step_was_skipped:  # the scaled gradient overflowed
             self._skipped += 1
         else:
             self._skipped = 0
@@ -126,22 +122,23 @@ class Stepper:
         )
 
     def _backward(self, batch: Batch, targets: int) -> Tensor:
-        """Gradients of a step, and the sums (3,) of this process, see `_nats`."""
+        """Accumulate the gradients of a step in parts that fit; returns the sums (3,) of this process, see `_nats`."""
         while True:
             try:
-                return self._parts(batch, targets)
+                return self._accumulate(batch, targets)
             except RuntimeError as error:
                 reason = _out_of_memory(error)
                 if self._rows_at_once == 1 or self._accelerator.num_processes > 1:
                     raise reason from error
                 self._rows_at_once = math.ceil(self._rows_at_once / 2)
-                logger.warning("out of memory: going on with %d rows at a time", self._rows_at_once)
+                logger.warning("out of memory: continuing with %d samples at a time", self._rows_at_once)
             self.optimizer.zero_grad(set_to_none=True)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _parts(self, batch: Batch, targets: int) -> Tensor:
+    def _accumulate(self, batch: Batch, targets: int) -> Tensor:
+        """Run the forward and backward passes of the micro-steps."""
         accelerator = self._accelerator
         parts = batch.split(self._rows_at_once)
         accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
@@ -159,9 +156,9 @@ class Stepper:
         return sums
 
     def _nats(self, part: Batch) -> Tensor:
-        """Of some rows: nats over scored targets; retrieval and retention loss once for each; sums, (3,)."""
+        """Sum nats, retrieval loss and retention loss over the scored targets of some samples, (3,)."""
         device = self._accelerator.device
-        output: Any = self.model(
+        output = self.model(
             part.input_ids.to(device),
             attention_mask=part.attention_mask.to(device),
             labels=part.labels.to(device),
@@ -171,35 +168,31 @@ class Stepper:
             return_logits=False,
         )
         nats = output.nll.sum()
-        known = [output.retrieval_loss, output.retention_loss]
         count = output.scored_mask.sum()
-        return torch.stack([nats, *(torch.zeros_like(nats) if one is None else one * count for one in known)])
+        beside = [output.retrieval_loss, output.retention_loss]
+        return torch.stack([nats, *(torch.zeros_like(nats) if loss is None else loss * count for loss in beside)])
 
     def _check(self, loss: float, norm: float, batch: Batch) -> None:
+        """Stop at a loss or gradient that is not finite, unless the loss scale may be the reason."""
         scaled = self._accelerator.scaler is not None and self._skipped < MAX_SKIPPED
         if math.isfinite(loss) and (math.isfinite(norm) or scaled):
             return
         self.optimizer.zero_grad(set_to_none=True)
-        what = (
-            f"the loss is {loss}"
-            if not math.isfinite(loss)
-            else f"the gradient's norm is {norm} at a loss of {loss:.3f}"
-        )
-        kept = self._keep(batch)
-        # DeepSpeed has stepped by the time it tells the norm.
-        taken = "taken" if uses_deepspeed(self._accelerator) and math.isfinite(loss) else "not taken"
-        raise FloatingPointError(f"{what}; the step was {taken}, its batch is in {kept}: {ADVICE}")
-
-    def _keep(self, batch: Batch) -> Path:
         path = self._options.record / f"bad_batch-{self._accelerator.process_index}.safetensors"
         tensors = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
         with atomic_file(path) as file:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        return path
+        finite = math.isfinite(loss)
+        reason = f"the gradient's norm is {norm} at a loss of {loss:.3f}" if finite else f"the loss is {loss}"
+        taken = "taken" if uses_deepspeed(self._accelerator) and finite else "not taken"  # it steps within backward
+        raise FloatingPointError(
+            f"{reason}; the step was {taken}, its batch is in {path}: lower --memory_learning_rate or --learning_rate, "
+            "or use --dtype float32"
+        )
 
 
 def _out_of_memory(error: RuntimeError) -> ValueError:
-    """What to tell of an error that is for want of memory; any other is raised again."""
+    """Turn an out-of-memory error into advice; raise any other again."""
     if not should_reduce_batch_size(error):
         raise error
     return ValueError(
