@@ -21,5 +21,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _help(verb: str) -> str:
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "74"}
-    command = [sys.executable, "-m", "hmt", verb, "--help"]
+    command = [sys.executable, "-m", "hmt", verb, "--help", "all"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout

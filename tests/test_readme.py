@@ -24,7 +24,6 @@ BOOK = "".join(f"The captain of ship {number} is called Ada {number}.\n" for num
 SMALL: dict[str, str] = {
     "train": "--training_step 1 --stage_1_step 1 --segment_length 40 --num_sensory 4 --task_name {task}",
     "evaluate": "--lengths 80 --target_tokens 40 --max_new_tokens 2",
-    "profile": "--lengths 80 --modes recall --new_tokens 2 --question_tokens 4 --task_name {task}",
     "demo": "--text_tokens 800 --lengths 200,400",
     "generate": "--max_new_tokens 2",
 }
@@ -38,6 +37,7 @@ ELSEWHERE = {
     "curl": "tests/serving",
     "make": "Makefile",
     "pip": "Makefile",
+    "profile": "tests/test_profile.py",
     "python": "tests/harness",
     "serve": "tests/serving",
 }
@@ -70,7 +70,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SLOW = {"evaluation": 20, "harness": 20, "report": 10, "README": 10}
+SLOW = {"README": 10, "report": 10}
 """Pages whose commands take more than a few seconds, and about how many on 2 cores."""
 
 
