@@ -69,7 +69,7 @@ QUESTIONS = (
 
 @dataclass(kw_only=True)
 class DemoOptions(OutputOptions):
-    """Remember a long text, ask about it, and draw quality and cost against length; three minutes on 2 cores."""
+    """Remember a long text, ask about it, and plot quality and cost (3 minutes)."""
 
     model_name: str = "smollm2-135m"
     """Backbone: a directory, a hub id or a built-in name."""
@@ -217,11 +217,11 @@ def compare(model: HMTForCausalLM, text: Tensor, lengths: list[int]) -> list[dic
         seconds_per_token = (time.perf_counter() - started) / targets
         bar.update(targets)
         for length in lengths:
-            rows.append(_row(SLIDING, length, nats / targets, length * seconds_per_token, _bytes(cache)))
             context = text[:, -length:]
             started = time.perf_counter()
             full_nats, full_cache = _score(model.backbone, context, targets)
             rows.append(_row(FULL, length, full_nats / targets, time.perf_counter() - started, _bytes(full_cache)))
+            rows.append(_row(SLIDING, length, nats / targets, length * seconds_per_token, _bytes(cache)))
             bar.update(length)
             started = time.perf_counter()
             out = model(context, labels=context, loss_tokens=targets, return_logits=False)
