@@ -1,7 +1,7 @@
 """Command line of the published HMT program.
 
-Flags and defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/published.md lists their effect here.
-Training is `hmt train`; `--inference_only` scores the test split.
+Flags and defaults are those of the program (HMT-pytorch, `hmt_src/main.py`); docs/reference/published.md lists their
+effect here. Training is `hmt train`; `--inference_only` scores the test split.
 """
 
 from __future__ import annotations
