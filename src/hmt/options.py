@@ -129,14 +129,6 @@ class ModelOptions(HubOptions, MemoryConfig):
 
 
 @dataclass(kw_only=True)
-class ReadingOptions(ModelOptions):
-    """The model, for verbs that only read with it."""
-
-    compile: bool = False
-    """Compile the backbone with torch.compile: one or two minutes at the start, then faster."""
-
-
-@dataclass(kw_only=True)
 class TaskOptions(HubOptions):
     """The task: text, or questions about text."""
 

@@ -25,7 +25,6 @@ from hmt.options import (
     HubOptions,
     ModelOptions,
     OutputOptions,
-    ReadingOptions,
     SamplingOptions,
     TaskOptions,
 )
@@ -36,7 +35,7 @@ FIXED = {"model_name", "gguf_file", "revision", "lora_rank", "lora_alpha", "lora
 """Flags that describe the weights in a checkpoint: none may differ from it."""
 
 GROUPS: dict[type, str] = {
-    ModelOptions: "model", ReadingOptions: "model", HubOptions: "model", MemoryConfig: "memory",
+    ModelOptions: "model", HubOptions: "model", MemoryConfig: "memory",
     TaskOptions: "data", AugmentOptions: "data", TrainingTextOptions: "data", SamplingOptions: "decoding",
     OptimizationOptions: "optimization", RunOptions: "output", OutputOptions: "output",
 }  # fmt: skip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from hmt.atomic import check_output_file
-from hmt.options import OutputOptions, ReadingOptions
+from hmt.options import ModelOptions, OutputOptions
 from hmt.terminal import ProgressBar, on_interrupt
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ SAVE_EVERY_SECONDS = 30
 
 
 @dataclass(kw_only=True)
-class RememberOptions(OutputOptions, ReadingOptions):
+class RememberOptions(OutputOptions, ModelOptions):
     """Read a text of any length once and save the memory of it to a file."""
 
     text: Positional[str]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from hmt.evaluation.rows import parse_rows
-from hmt.options import AugmentOptions, OutputOptions, ReadingOptions, check_positive, parse_counts
+from hmt.options import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_counts
 
 
-def check_rows(options: ReadingOptions, rows: Sequence[str]) -> None:
+def check_rows(options: ModelOptions, rows: Sequence[str]) -> None:
     """Check that rows which need a setting have it.
 
     Raises:
@@ -22,7 +22,7 @@ def check_rows(options: ReadingOptions, rows: Sequence[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(OutputOptions, AugmentOptions, ReadingOptions):
+class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     """Score the same targets at several context lengths, or answer a task's questions, several ways of reading."""
 
     lengths: str = "1k,2k,4k"

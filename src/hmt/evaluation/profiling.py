@@ -8,14 +8,14 @@ from typing import Literal
 
 from hmt.evaluation.options import check_rows
 from hmt.evaluation.rows import ROWS, parse_rows
-from hmt.options import OutputOptions, ReadingOptions, TaskOptions, check_positive, parse_counts
+from hmt.options import ModelOptions, OutputOptions, TaskOptions, check_positive, parse_counts
 
 ROWS_WITH_SPEED = ("full", *(n for n, r in ROWS.items() if "text" in r.tasks and not r.windows and not r.control))
 """Rows that a profile can measure; in `full` the backbone keeps the keys and values of the whole text."""
 
 
 @dataclass(kw_only=True)
-class ProfileOptions(OutputOptions, TaskOptions, ReadingOptions):
+class ProfileOptions(OutputOptions, TaskOptions, ModelOptions):
     """Measure speed and memory against length, for the memory and for what it replaces."""
 
     lengths: str = "1k,4k,16k,64k"

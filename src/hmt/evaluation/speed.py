@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ def prepare(options: ProfileOptions) -> Material:
         OSError: If there is no such model, tokenizer or text.
         ValueError: If they do not fit.
     """
-    model, tokenizer = load(replace(options, compile=False))
+    model, tokenizer = load(options)
     documents = load_documents(options.task_name, options.split, limit=options.max_documents, **settings_of(options))
     tokens = options.text_lengths[-1] + options.question_tokens
     ids = running_text(documents, tokenizer, tokens, len(model.embedding_table))
