@@ -164,3 +164,14 @@ def test_trl_trains_it(lora: bool, backbone_dir: Path, tokenizer: PreTrainedToke
     after = dict(trainer.model.named_parameters())
     changed = {name for name, weight in after.items() if name not in before or not torch.equal(before[name], weight)}
     assert any("lora_B" in name for name in changed) if lora else "memory.recall.wq.weight" in changed
+
+
+def test_a_trainer_predicts_the_logits(tmp_path: Path) -> None:
+    model, ids = make_model(), random_ids(2, 40)
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=2, report_to=[], use_cpu=True)
+    found = Trainer(model=model, args=arguments).predict(rows)
+    with torch.no_grad():
+        expected = model.eval()(ids, labels=ids)
+    torch.testing.assert_close(torch.tensor(found.predictions), expected.logits)
+    assert found.metrics["test_loss"] == pytest.approx(float(expected.loss), rel=1e-5)

@@ -43,3 +43,10 @@ def test_nothing_scored_gives_nothing() -> None:
 def test_a_registered_metric_is_among_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRICS, "nats", lambda sums: sums.all.nats)
     assert Perplexity().result()["nats"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_no_perplexity() -> None:
+    counts = torch.tensor([[True, False]])
+    Perplexity().add(torch.tensor([[1.0, torch.nan]]), counts, counts, 1, [0])  # not scored
+    with pytest.raises(FloatingPointError):
+        Perplexity().add(torch.tensor([[torch.nan, 1.0]]), counts, counts, 1, [0])

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, WatermarkingConfig
 
 from hmt import HMTForCausalLM
+from hmt.model.continuations import answers
 from hmt.model.generation import UNSERVED
 from tests.conftest import byte_tokenizer, make_backbone, make_model, make_rolling, random_ids
 
@@ -112,6 +113,8 @@ def test_weights_that_give_no_finite_numbers_are_named_by_whatever_reads(make: A
         model.remember(ids)
     with pytest.raises(FloatingPointError):
         model.generate(ids, max_new_tokens=3)
+    with pytest.raises(FloatingPointError):
+        list(answers(model, [(ids[0].tolist(), [3, 4])], 1))
 
 
 def test_what_a_configuration_leaves_open_is_as_the_model_has_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from hmt.text import chat
 from hmt.text.chat import ChatTemplate
 from tests.conftest import CHAT_TEMPLATES, byte_tokenizer
 
@@ -56,3 +57,13 @@ def test_messages_that_a_template_refuses_are_one_line() -> None:
     )
     with pytest.raises(ValueError, match="no system messages"):
         ChatTemplate(tokenizer).opening([{"role": "system", "content": "Be brief."}])
+
+
+def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "RENDER_SECONDS", 0.1)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for i in range(200) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0]['content'] }}"
+    )
+    with pytest.raises(ValueError, match="template"):
+        ChatTemplate(tokenizer).opening(TALK[:1])

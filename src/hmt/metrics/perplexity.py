@@ -65,8 +65,13 @@ class Perplexity:
             causal: Targets that the memory prompt cannot have seen, (B, T - 1) bool.
             text_bytes: UTF-8 bytes of the batch's scored text.
             documents: Document of each row.
+
+        Raises:
+            FloatingPointError: If the nats of a scored target are not finite.
         """
         nll, scored, causal = nll.cpu().double(), scored.cpu(), causal.cpu()
+        if not bool(nll[scored].isfinite().all()):
+            raise FloatingPointError("the loss of a text is not finite; check the weights and their dtype")
         self.all.add(nll, scored)
         self.causal.add(nll, scored & causal)
         self.text_bytes += text_bytes

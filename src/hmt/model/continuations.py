@@ -5,6 +5,7 @@ Shape legend: B rows, T tokens, C contexts, V vocabulary, D embedding size.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -160,6 +161,8 @@ def _score(model: HMTForCausalLM, rows: list[Row], state: MemoryState) -> Iterat
         likeliest = int(endings[number].argmax())
         for token, request in row.context.endings[row.inner]:
             total = float(endings[number][token]) - float(nats[number])
+            if math.isnan(total):
+                raise FloatingPointError("a log-likelihood is not a number; check the weights and their dtype")
             yield Answer(request, total, bool(greedy[number]) and token == likeliest)
 
 

@@ -6,9 +6,11 @@ answer and the next message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from hmt.text.batches import check_text
 from hmt.text.special_tokens import TextEncoder
@@ -21,6 +23,9 @@ Message = dict[str, str]
 
 MARK = "hmt-answer-stands-here"
 """Stands for an answer in a rendered conversation; no template changes it."""
+
+RENDER_SECONDS = 10
+"""Time limit for rendering a conversation; templates render in milliseconds."""
 
 
 class ChatTemplate:
@@ -84,9 +89,13 @@ class ChatTemplate:
             for message in messages
         ]
         try:
-            text = self.tokenizer.apply_chat_template(
-                protected, tokenize=False, add_generation_prompt=add_generation_prompt
+            text = _in_time(
+                lambda: self.tokenizer.apply_chat_template(
+                    protected, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
+        except TimeoutError as error:
+            raise ValueError(f"the chat template was not rendered within {RENDER_SECONDS} seconds") from error
         except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of its expressions
             raise ValueError(f"the chat template does not take these messages: {error}") from error
         assert isinstance(text, str)
@@ -95,6 +104,30 @@ class ChatTemplate:
     def _encode(self, text: str) -> list[int]:
         check_text("a message", text)
         return self._encoder.encode_protected(text)
+
+
+def _in_time(render: Callable[[], Any]) -> Any:
+    """Call a function that comes from a stranger's file and may never end.
+
+    Raises:
+        TimeoutError: If it takes more than `RENDER_SECONDS`; its thread then runs on until the process ends.
+    """
+    results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put((render(), None))
+        except Exception as error:  # passed on to the caller
+            results.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = results.get(timeout=RENDER_SECONDS)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return value
 
 
 def _user(content: str) -> Message:
