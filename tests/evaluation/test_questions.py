@@ -236,7 +236,7 @@ def test_passages_stand_where_their_row_says(tokenizer: PreTrainedTokenizerFast)
 def test_full_attends_to_the_whole_text(tokenizer: PreTrainedTokenizerFast) -> None:
     asked = replace(NEEDLE, context=NEEDLE.context[450:650], supporting=())
     (one,) = ask(make_rolling(), [asked], tokenizer, modes="full", sensory="cache", segment_length=24).predictions
-    ids = torch.tensor([tokenizer(asked.shown, add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor([tokenizer(asked.context + asked.prompt, add_special_tokens=False)["input_ids"]])
     written = make_backbone().generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     assert one["prediction"] == tokenizer.decode(written, skip_special_tokens=True).strip()
     with pytest.raises(ValueError, match="full"):  # the tiny backbone has 512 positions

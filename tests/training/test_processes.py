@@ -58,7 +58,7 @@ def launch(function: str, *arguments: Any, **environment: str) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in running]
+    said = [process.communicate(timeout=600)[0] for process in running]
     assert not any(process.returncode for process in running), said[0][-3000:]
 
 
@@ -70,7 +70,7 @@ def train(folder: str, more: dict[str, Any]) -> None:
     training.save()
     if training.accelerator.is_main_process:
         (Path(folder) / "figures.json").write_text(json.dumps(figures))
-    training.accelerator.end_training()
+    training.close()
 
 
 @pytest.mark.parametrize("kind", [{}, {"use_lora": True, "lora_dropout": 0.0}, {"train_backbone": True}], ids=str)

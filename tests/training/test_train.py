@@ -324,7 +324,7 @@ def test_a_tracker_gets_the_figures_of_every_step(tmp_path: Path, monkeypatch: p
                            report_to="wandb", wandb_project="tiny", wandb_run="first")  # fmt: skip
     training = Training(make_model(), options)
     training.run(documents(), documents())
-    training.accelerator.end_training()
+    training.close()
     assert [step for step, _ in logged] == [1, 2, 2, 3, 4, 4]
     assert {"loss", "grad_norm", "learning_rates/memory"} <= logged[0][1].keys()
     assert "validation_loss" in logged[2][1]

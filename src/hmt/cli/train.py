@@ -87,6 +87,7 @@ def _train(options: TrainOptions, keep: bool) -> tuple[dict[str, Any], str]:
         )
     figures = training.run(documents, validation)
     if figures["interrupted"]:
+        training.close()
         return figures, f"stopped at step {figures['steps']}; {_how_to_continue(training)}"
     closing = (
         f"trained {figures['trainable_parameters']:,} parameters (the memory is {figures['extra_percent']:.2f}% of the "
