@@ -28,8 +28,6 @@ HUB_MAP = "HMT_HUB_MAP"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 """Every tokenizer has one of these."""
 
-CODE_REMEDY = "it comes with code of its own, which runs with --trust_remote_code alone"
-
 
 def mapped(name: str) -> str:
     """Local directory that $HMT_HUB_MAP names for a hub id; other names as they are.
@@ -89,7 +87,7 @@ def load_backbone(
                 )
         return AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
-        raise ValueError(f"cannot load model {name}: {_code_remedy(error) or first_line(error)}") from error
+        raise ValueError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
     except unfit_errors(SafetensorError, RuntimeError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
@@ -155,8 +153,7 @@ def load_tokenizer(
         )
         tokenizer("a")
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
-        reason = _code_remedy(error) or hub_remedy(error) or first_line(error)
-        raise OSError(f"no tokenizer at {name}: {reason}") from error
+        raise OSError(f"no tokenizer at {name}: {hub_remedy(error) or first_line(error)}") from error
     tokenizer.model_max_length = int(1e30)  # no warnings about long texts
     return tokenizer
 
@@ -165,12 +162,10 @@ def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: b
     """True if the model's chat template writes its BOS token between turns, as ChatML's `<|im_start|>`.
 
     Args:
-        name: As in `load_tokenizer`; False for a hub id that is not cached.
+        name: As in `load_tokenizer`; False if there is no tokenizer.
         revision: Likewise.
         trust_remote_code: Likewise.
     """
-    if name not in BUILT_INS and not Path(name).is_dir() and (not name or not _is_cached(name)):
-        return False
     try:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     except OSError:
@@ -235,19 +230,24 @@ def locate(name: str, what: str) -> Location:
     return Location(hub_id, local=not reachable)
 
 
-def read_checkpoint_config(name: str) -> dict[str, Any]:
-    """The config.json of a checkpoint directory or hub id.
+def read_checkpoint_config(name: str, **hub: Any) -> dict[str, Any]:
+    """The config.json of a checkpoint directory or hub id; one written before `sensory` existed means reread.
+
+    Args:
+        name: Directory or hub id.
+        hub: Options of the hub, such as `revision` or `token`.
 
     Raises:
         OSError: If there is no such checkpoint.
         ValueError: If the file is damaged.
     """
-    values = _read_settings(name, "config.json")
+    values = _read_settings(name, "config.json", **hub)
     if values is None:
         raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
-    if values.get("model_type") == "hmt":
-        _check_config(name, values)
-    return values
+    if values.get("model_type") != "hmt":
+        return values
+    _check_config(name, values)
+    return as_first_written(values)
 
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
@@ -266,19 +266,14 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
         raise ValueError(f"{name} is damaged: backbone_config in its config.json names no model_type")
 
 
-def _read_settings(name: str, file: str) -> dict[str, Any] | None:
+def _read_settings(name: str, file: str, **hub: Any) -> dict[str, Any] | None:
     """A JSON file of a checkpoint; None if it has no such file."""
-    location = locate(name, "checkpoint")
-    path = Path(location.source) / file
-    if not Path(location.source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+    from transformers.utils import cached_file
 
-        try:
-            path = Path(hf_hub_download(location.source, file, local_files_only=location.local))
-        except EntryNotFoundError:
-            return None
-    return read_settings(path) if path.is_file() else None
+    location = locate(name, "checkpoint")
+    hub = {"local_files_only": location.local} | hub
+    path = cached_file(location.ready(), file, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if path is None else read_settings(Path(path))
 
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
@@ -288,7 +283,7 @@ def checkpoint_settings(name: str) -> dict[str, Any]:
         OSError: If there is no such checkpoint.
         ValueError: If one of its files is damaged.
     """
-    config = as_first_written(read_checkpoint_config(name))
+    config = read_checkpoint_config(name)
     _read_settings(name, "generation_config.json")  # transformers ignores a damaged one
     settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
     backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
@@ -381,12 +376,10 @@ def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any
     return values
 
 
-def _code_remedy(error: BaseException) -> str:
-    return CODE_REMEDY if "trust_remote_code" in str(error) else ""
-
-
 def hub_remedy(error: BaseException | None) -> str:
-    """Advice for an error of the hub or of its cache on disk; "" for any other error."""
+    """Advice for an error of the hub, of its cache on disk or of untrusted code; "" for any other error."""
+    if "trust_remote_code" in str(error):
+        return "it comes with code of its own, which runs with --trust_remote_code alone"
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hmt.atomic import atomic_directory
 from hmt.compat.zero import load_zero_checkpoint, read_pickle
-from hmt.config import MemoryConfig, memory_fields
+from hmt.config import PUBLISHED, MemoryConfig, memory_fields
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import check_shapes, first_line, has_tokenizer, load_tokenizer, unfit_errors
 
@@ -75,9 +75,7 @@ def convert_checkpoint(
     if not (backbone_dir / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {backbone_dir}")
     weights = sort_weights(read_weights(state_path))
-    fields = memory_fields(config) | {
-        "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
-    }  # fmt: skip
+    fields = memory_fields(config) | PUBLISHED
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
     backbone = _load_backbone(backbone_dir, weights.backbone, trust_remote_code)

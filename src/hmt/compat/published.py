@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hmt.config import PUBLISHED
 from hmt.files import read_text
 from hmt.options import check_positive
 from hmt.pretrained import checkpoint_settings
@@ -169,10 +170,7 @@ class PublishedOptions:
         if mode == "hmt" and stored.get("mode") == "short_term":
             mode = "short_term"
         there, own = ({field.name for field in fields(kind)} for kind in (TrainOptions, self))
-        settings: dict[str, Any] = {name: getattr(self, name) for name in there & own}
-        settings |= {
-            "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
-        }  # fmt: skip
+        settings = PUBLISHED | {name: getattr(self, name) for name in there & own}
         settings |= {name: value for name, value in stored.items() if name in there - own}
         settings |= {
             "mode": mode,
