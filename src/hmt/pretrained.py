@@ -7,7 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from hmt.config import MEMORY_FIELDS, as_first_written, check_kinds
 from hmt.files import read_settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_TIMEOUT_SECONDS = 2.0
@@ -92,6 +93,11 @@ def load_backbone(
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
 
 
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of some weights, by name."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
 def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights in safetensors files, by name."""
     from safetensors import safe_open
@@ -123,7 +129,7 @@ def check_shapes(
     if shapes and isinstance(layers, int) and layers > len(shapes):
         raise RuntimeError(f"the configuration has {layers} layers, the checkpoint only {len(shapes)} weights")
     with torch.device("meta"):
-        expected = {prefix + name: tuple(weight.shape) for name, weight in build().state_dict().items()}
+        expected = {prefix + name: shape for name, shape in shapes_of(build().state_dict()).items()}
     for name in sorted(shapes.keys() & expected.keys()):
         if shapes[name] != expected[name]:
             raise RuntimeError(f"{name} is {shapes[name]}, the configuration needs {expected[name]}")

@@ -192,7 +192,7 @@ def test_questions_of_pubmed_train_on_their_answers(hub: Path, monkeypatch: pyte
 
 def test_every_published_flag_is_there_and_described() -> None:
     there = {field.name for field in fields(PublishedOptions)}
-    table = (Path(__file__).parents[2] / "docs" / "published.md").read_text()
+    table = (Path(__file__).parents[2] / "docs" / "reference" / "published.md").read_text()
     for name in FLAGS.split():
         assert name in there, name
         assert f"`{name}`" in table, name
