@@ -20,7 +20,12 @@ REMEMBERED_TOKENS = 1_000_000
 CACHE_WINDOW, REREAD_WINDOW = 512, 256
 """Default window W of the two forms of sensory memory."""
 
-PUBLISHED = {"sensory": "reread", "memory_injection": "published", "num_recalled_tokens": 0, "num_sinks": 0}
+PUBLISHED: dict[str, Any] = {
+    "sensory": "reread",
+    "memory_injection": "published",
+    "num_recalled_tokens": 0,
+    "num_sinks": 0,
+}
 """Settings in which the published method differs from the defaults here; see `MemoryConfig.published`."""
 
 KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
