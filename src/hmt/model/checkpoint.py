@@ -278,8 +278,9 @@ def load(
         raise OSError(f"cannot load {name}: {first_line(error)}") from error
     check_finite(model, name)
     model.eval()
-    report = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-    return (model, report) if with_report else model  # nothing is missing: that was refused
+    # Nothing is missing or unexpected: that was refused.
+    report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+    return (model, report | {"error_msgs": []}) if with_report else model
 
 
 def _load_whole(
