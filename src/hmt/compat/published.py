@@ -21,9 +21,6 @@ from hmt.training.options import TrainingTextOptions, TrainOptions
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENTS = ("left", "right", "center")
-"""Values of --segment_alignment in the programs of this family."""
-
 
 @dataclass(kw_only=True)
 class PublishedOptions(TrainingTextOptions, OutputOptions):
@@ -120,9 +117,8 @@ class PublishedOptions(TrainingTextOptions, OutputOptions):
         """
         check_positive(self, "batch_size", "training_step", "test_length", "learning_rate", "bptt_depth")
         if self.segment_alignment not in (None, "left"):
-            known = "" if self.segment_alignment in ALIGNMENTS else f" (of {', '.join(ALIGNMENTS)})"
             raise ValueError(
-                f"segment_alignment must be left{known}, got {self.segment_alignment}: segments begin with the text, "
+                f"segment_alignment must be left, got {self.segment_alignment}: segments begin with the text, "
                 "so that reading can go on from any point; any other alignment needs to know where the text will end"
             )
         if self.rmt_only and self.baseline_only:
