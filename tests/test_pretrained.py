@@ -13,8 +13,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from hmt import HMTForCausalLM, pretrained
-from hmt.builtin import BUILT_INS, BuiltIn
-from hmt.pretrained import Location, hub_is_reachable, load_backbone, load_tokenizer, locate
+from hmt.pretrained import BUILT_INS, BuiltIn, Location, hub_is_reachable, load_backbone, load_tokenizer, locate
 from tests.conftest import byte_tokenizer, make_backbone
 
 

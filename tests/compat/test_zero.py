@@ -328,12 +328,14 @@ def test_other_classes_of_deepspeed_are_refused(tmp_path: Path) -> None:
         load_zero_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x02].", "half"])
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x02].", "half", "no table"])
 def test_damaged_files_are_named(tmp_path: Path, content: bytes | str) -> None:
     tag = write_checkpoint(tmp_path, stage=3)
     for file in sorted(tag.iterdir()):
         intact = file.read_bytes()
         file.write_bytes(intact[: len(intact) // 2] if isinstance(content, str) else content)
+        if content == "no table":
+            torch.save([torch.ones(2)], file)
         with pytest.raises(OSError, match=file.name) as caught:
             load_zero_checkpoint(tmp_path)
         assert "\n" not in str(caught.value)
@@ -347,12 +349,3 @@ def test_a_model_file_of_another_form_is_an_error(tmp_path: Path, key: str, valu
     torch.save(torch.load(file, weights_only=True) | {key: value}, file)
     with pytest.raises(OSError, match=TAG):
         load_zero_checkpoint(tmp_path)
-
-
-def test_a_file_that_holds_no_table_is_an_error(tmp_path: Path) -> None:
-    for file in write_checkpoint(tmp_path, stage=3).iterdir():
-        intact = file.read_bytes()
-        torch.save([torch.ones(2)], file)
-        with pytest.raises(OSError, match=file.name):
-            load_zero_checkpoint(tmp_path)
-        file.write_bytes(intact)

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from hmt import builtin
-from hmt.builtin import BUILT_INS, converted
-from hmt.pretrained import load_backbone, load_tokenizer
+from hmt import pretrained
+from hmt.pretrained import BUILT_INS, converted, load_backbone, load_tokenizer
 from tests.conftest import byte_tokenizer, make_backbone
 
 NAME = "smollm2-135m"
@@ -22,13 +21,13 @@ TWICE = """
 import sys, time
 import hmt_cli
 from pathlib import Path
-from hmt import builtin
+from hmt import pretrained
 def convert(name, gguf, folder):
     print("converting", flush=True)
     time.sleep(0.5)
     (folder / "config.json").write_text("{}")
-builtin._convert = convert
-print(builtin.converted("smollm2-135m", Path(sys.argv[1])).name)
+pretrained._convert = convert
+print(pretrained.converted("smollm2-135m", Path(sys.argv[1])).name)
 """
 
 
@@ -43,8 +42,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         byte_tokenizer().save_pretrained(folder)
 
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builtin, "_convert", convert)
-    monkeypatch.setattr(builtin, "DIGESTED_BYTES", 50_000)
+    monkeypatch.setattr(pretrained, "_convert", convert)
+    monkeypatch.setattr(pretrained, "DIGESTED_BYTES", 50_000)
     return done
 
 
@@ -93,7 +92,7 @@ def test_a_cache_that_cannot_be_written_is_named(
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
         yield
 
-    monkeypatch.setattr(builtin, "locked_directory", refused)
+    monkeypatch.setattr(pretrained, "locked_directory", refused)
     status, _, complaint = run_cli("generate", "--prompt", "x")
     assert (status, complaint.count("\n")) == (2, 1)
     assert "HMT_CACHE" in complaint

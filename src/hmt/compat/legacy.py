@@ -22,9 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hmt.atomic import atomic_directory
 from hmt.compat.zero import load_zero_checkpoint, read_pickle
-from hmt.config import MemoryConfig, memory_fields
+from hmt.config import PUBLISHED, MemoryConfig, memory_fields
+from hmt.model.manifest import check_names
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.pretrained import check_shapes, first_line, has_tokenizer, load_tokenizer, unfit_errors
+from hmt.pretrained import check_shapes, first_line, has_tokenizer, load_tokenizer, shapes_of, unfit_errors
 
 BACKBONE_PREFIX = "memory_cell.model."
 PEFT_PREFIX = "base_model.model."
@@ -75,22 +76,19 @@ def convert_checkpoint(
     if not (backbone_dir / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {backbone_dir}")
     weights = sort_weights(read_weights(state_path))
-    fields = memory_fields(config) | {
-        "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
-    }  # fmt: skip
+    fields = memory_fields(config) | PUBLISHED
     if (initial := weights.memory.get("injection.initial")) is not None:
         fields["num_memory_tokens"] = initial.shape[0]
-    backbone = _load_backbone(backbone_dir, weights.backbone, trust_remote_code)
-    model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
-    places = set(model.memory.state_dict())
-    published = {name: w for name, w in weights.memory.items() if name in places}
-    _fill(model.memory, published, "memory", optional={name for name in places if name.startswith("retention.")})
-    if weights.lora:
-        ranks = {w.shape[0] for name, w in weights.lora.items() if ".lora_A." in name}
-        targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights.lora})
-        model.add_lora(rank=ranks.pop(), alpha=lora_alpha, target_modules=targets)
-        adapter = {name for name in backbone.state_dict() if ".lora_" in name}
-        _fill(backbone, weights.lora, "LoRA adapter", optional=set(backbone.state_dict()) - adapter)
+    try:
+        backbone = _load_backbone(backbone_dir, weights.backbone, trust_remote_code)
+        model = HMTForCausalLM.from_backbone(backbone, **fields).eval()
+        places = set(model.memory.state_dict())
+        published = {name: w for name, w in weights.memory.items() if name in places}
+        _fill(model.memory, published, "memory", optional={name for name in places if name.startswith("retention.")})
+        if weights.lora:
+            _add_adapter(model, weights.lora, lora_alpha)
+    except unfit_errors(RuntimeError) as error:
+        raise ValueError(f"the weights do not fit the backbone in {backbone_dir}: {first_line(error)}") from error
     with atomic_directory(out_dir) as unfinished:
         model.save_pretrained(unfinished, save_backbone=True)
         if has_tokenizer(str(backbone_dir)):
@@ -100,19 +98,25 @@ def convert_checkpoint(
 
 def _load_backbone(folder: Path, weights: dict[str, Tensor], trust_remote_code: bool) -> PreTrainedModel:
     """The backbone of a configuration, with these weights."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
 
-        def build() -> PreTrainedModel:
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    def build() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
-        check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, build, config)
-        backbone = build()
-    except unfit_errors(RuntimeError) as error:
-        raise ValueError(f"the weights do not fit the backbone in {folder}: {first_line(error)}") from error
+    check_shapes(shapes_of(weights), build, config)
+    backbone = build()
     tied = backbone.all_tied_weights_keys
     _fill(backbone, weights, "backbone", optional={*tied, *tied.values()})
     return backbone
+
+
+def _add_adapter(model: HMTForCausalLM, weights: dict[str, Tensor], alpha: int) -> None:
+    """Give the backbone a LoRA adapter with these weights."""
+    ranks = {weight.shape[0] for name, weight in weights.items() if ".lora_A." in name}
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
+    model.add_lora(rank=ranks.pop(), alpha=alpha, target_modules=targets)
+    own = {name for name in model.backbone.state_dict() if ".lora_" not in name}
+    _fill(model.backbone, weights, "LoRA adapter", optional=own)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -165,14 +169,7 @@ def sort_weights(weights: dict[str, Tensor]) -> LegacyWeights:
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], what: str, optional: set[str]) -> None:
     """Load weights into a module, all of them and nothing else."""
-    places = module.state_dict()
-    if unexpected := sorted(set(weights) - set(places)):
-        raise ValueError(f"the {what} has no place for {unexpected[0]} ({len(unexpected)} such weights)")
-    if missing := sorted(set(places) - set(weights) - optional):
-        raise ValueError(f"the weights lack {missing[0]} of the {what} ({len(missing)} missing)")
-    for name, weight in weights.items():
-        if places[name].shape != weight.shape:
-            raise ValueError(
-                f"{name} of the {what} is {tuple(places[name].shape)}, the weights have {tuple(weight.shape)}"
-            )
+    places = set(module.state_dict())
+    check_names(places - set(weights) - optional, set(weights) - places, f"the {what}")
+    check_shapes(shapes_of(weights), lambda: module)
     module.load_state_dict(weights, strict=False)

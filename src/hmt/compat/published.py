@@ -13,25 +13,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hmt.config import PUBLISHED
 from hmt.files import read_text
-from hmt.options import check_positive
+from hmt.options import OutputOptions, check_positive
 from hmt.pretrained import checkpoint_settings
-from hmt.training.options import TrainOptions
+from hmt.training.options import TrainingTextOptions, TrainOptions
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENTS = ("left", "right", "center")
-"""Values of --segment_alignment in the programs of this family."""
-
 
 @dataclass(kw_only=True)
-class PublishedOptions:
+class PublishedOptions(TrainingTextOptions, OutputOptions):
     """Train or test a model with the flags of the published HMT program."""
 
     task_name: str = "wikitext"
     """Task of `hmt tasks`, hub id of a data set, or directory."""
-    task_subset: str | None = None
-    """Configuration of the data set."""
     task_config: str | None = None
     """Configuration of the data set; goes over --task_subset."""
     batch_size: int = 2
@@ -86,42 +82,20 @@ class PublishedOptions:
     """Checkpoint to start from."""
     token_file: Path = Path("hmt_src/cred.txt")
     """File with a hub token, if it exists."""
-    train_set_split: str | None = None
-    """Number or share of training documents to use, such as 50 or 2%."""
-    interleave_dataset: bool = False
-    """Interleave every two documents."""
-    interleave_len: int = 100
-    """Tokens taken from each of two interleaved documents in turn."""
     plot_hist: bool = False
     """Plot recall distances on the test split: SAVE_CKPT.run/recall_distances.png and .csv."""
-    fuse_size: int = 2
-    """Questions whose contexts are joined to one text (pubmed_qa)."""
     timing: bool = False
     """Measure the time of summary, recall, read, head and backward pass."""
     inference_only: bool = False
     """Score the test split without training."""
     dynamic: bool = False
     """Dynamic reading speed: halve the sensory tokens after a near segment was recalled."""
-    dilate_dataset: bool = False
-    """Insert filler after every --dilate_len tokens of a document."""
-    dilate_len: int = 888
-    """Length of filler and of the text between, in tokens."""
-    dilate_str: str = "$"
-    """Filler text."""
     train_memory_map: bool = False
     """Train only the map between reading speeds (implies --dynamic)."""
     inject_autoencoder: bool = False
     """Drop the lowest and highest quarter of the cosine coefficients before each MLP."""
     generate: str | None = None
     """Prompt (text or file, may be "") to continue after each test sample: SAVE_CKPT.run/generated.jsonl."""
-    streaming: bool = False
-    """Stream the data set from the hub instead of downloading it."""
-    shuffle: bool = False
-    """Shuffle documents and questions of each split."""
-    shuffle_train: bool = True
-    """Shuffle training samples."""
-    cache_dir: Path | None = None
-    """Cache directory for hub files."""
     wandb_project: str | None = None
     """Weights & Biases project; needs wandb and --save_ckpt."""
     wandb_run: str | None = None
@@ -134,10 +108,6 @@ class PublishedOptions:
     """Mixed precision in float16 (bfloat16 on a CPU)."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
-    hub_map: str | None = None
-    """Local directories for hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
-    json: Path | None = None
-    """File for the results, as JSON."""
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -147,9 +117,8 @@ class PublishedOptions:
         """
         check_positive(self, "batch_size", "training_step", "test_length", "learning_rate", "bptt_depth")
         if self.segment_alignment not in (None, "left"):
-            known = "" if self.segment_alignment in ALIGNMENTS else f" (of {', '.join(ALIGNMENTS)})"
             raise ValueError(
-                f"segment_alignment must be left{known}, got {self.segment_alignment}: segments begin with the text, "
+                f"segment_alignment must be left, got {self.segment_alignment}: segments begin with the text, "
                 "so that reading can go on from any point; any other alignment needs to know where the text will end"
             )
         if self.rmt_only and self.baseline_only:
@@ -169,10 +138,7 @@ class PublishedOptions:
         if mode == "hmt" and stored.get("mode") == "short_term":
             mode = "short_term"
         there, own = ({field.name for field in fields(kind)} for kind in (TrainOptions, self))
-        settings: dict[str, Any] = {name: getattr(self, name) for name in there & own}
-        settings |= {
-            "memory_injection": "published", "sensory": "reread", "num_recalled_tokens": 0, "num_sinks": 0,
-        }  # fmt: skip
+        settings = PUBLISHED | {name: getattr(self, name) for name in there & own}
         settings |= {name: value for name, value in stored.items() if name in there - own}
         settings |= {
             "mode": mode,

@@ -20,7 +20,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hmt.config import MEMORY_FIELDS, as_first_written, memory_fields
+from hmt.config import MEMORY_FIELDS, memory_fields
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.continuations import answers
 from hmt.model.loading import load
@@ -183,7 +183,7 @@ def model_options(pretrained: str, settings: dict[str, Any]) -> ModelOptions:
     source: dict[str, Any] = {"model_name": pretrained}
     location = locate(pretrained, "model")
     if location.gguf is None:
-        stored = as_first_written(read_checkpoint_config(pretrained))
+        stored = read_checkpoint_config(pretrained)
         if stored.get("model_type") == HMTConfig.model_type:
             source = {"load_from_ckpt": pretrained}
             settings = {name: stored[name] for name in MEMORY_FIELDS if name in stored} | settings

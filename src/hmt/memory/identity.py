@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 
 from hmt.atomic import atomic_file
-from hmt.builtin import cache_dir
+from hmt.pretrained import cache_dir
 
 WIDE = {"float32", "bfloat16", "float64"}
 """Number formats whose weights can be compared after rounding to bfloat16."""

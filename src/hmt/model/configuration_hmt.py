@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hmt.config import MEMORY_FIELDS, MemoryConfig, as_first_written
 
@@ -53,10 +53,6 @@ class HMTConfig(PreTrainedConfig, MemoryConfig):
         for name in MEMORY_FIELDS:
             setattr(self, name, getattr(memory, name))
         if isinstance(backbone_config, dict):
-            if backbone_config.get("model_type") not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"backbone_config has the unknown model_type {backbone_config.get('model_type')!r:.80}"
-                )
             backbone_config = AutoConfig.for_model(**backbone_config)
         self.backbone_config = backbone_config
         self.backbone_source = backbone_source

@@ -51,7 +51,7 @@ from hmt.memory.passages import Passage, SearchTables
 from hmt.memory.recall import Memory
 from hmt.memory.state import MemoryState
 from hmt.memory.validation import check_fit
-from hmt.model import adapter, checkpoint, generation, losses, restore, sensory, text_recall
+from hmt.model import adapter, checkpoint, generation, losses, sensory, text_recall
 from hmt.model.arguments import token_ids
 from hmt.model.backbone import body, check_window, embed, embedding_size, head, max_positions, vocabulary_size
 from hmt.model.configuration_hmt import HMTConfig
@@ -659,7 +659,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             limit = max(limit, config.window + config.window // 4)
         return Geometry(config.sensory_tokens, config.sinks, config.recalled_tokens, limit)
 
-    # Construction, saving and loading: checkpoint.py, restore.py, adapter.py.
+    # Construction, saving and loading: checkpoint.py, adapter.py.
 
     @classmethod
     def from_backbone(
@@ -714,7 +714,7 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
             OSError: If there is no such checkpoint.
             ValueError: If it is not one of this library, or a field does not fit its weights; names both sides.
         """
-        return restore.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
+        return checkpoint.load(cls, pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -1,4 +1,4 @@
-"""The OpenAI API over HTTP: routes, keys, and an answer in JSON for every error."""
+"""The OpenAI API over HTTP: routes, keys, turns at the model, and an answer in JSON for every error."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import hmac
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -21,7 +22,6 @@ from starlette.requests import ClientDisconnect
 
 from hmt.options import LOOPBACK
 from hmt.pretrained import first_line
-from hmt.serving.conversations import Turns
 from hmt.serving.engine import Engine
 from hmt.serving.schema import (
     ChatRequest,
@@ -38,6 +38,46 @@ logger = logging.getLogger(__name__)
 
 Event = Delta | Usage | RequestError
 Result = TypeVar("Result")
+
+
+class Turns:
+    """One request at a time has the model. Conversations take turns; each one's requests keep their order.
+
+    Args:
+        size: Requests that may wait; further ones are refused.
+
+    Attributes:
+        closed: Set to refuse all requests that have not had their turn.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.closed = False
+        self._size = size
+        self._waiting = 0
+        self._model = asyncio.Lock()
+        self._conversations: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def take(self, conversation: Hashable) -> AsyncIterator[None]:
+        """Have the model in this block.
+
+        Raises:
+            RequestError: If too many wait, or the server stops; status 503.
+        """
+        if self._waiting >= self._size:
+            raise RequestError("the server is busy: too many requests are waiting", status=503)
+        # Locks serve whoever came first. One request of each conversation at a time stands in line for the model.
+        own = self._conversations.setdefault(conversation, asyncio.Lock())
+        async with AsyncExitStack() as held:
+            self._waiting += 1
+            try:
+                await held.enter_async_context(own)
+                await held.enter_async_context(self._model)
+            finally:
+                self._waiting -= 1
+            if self.closed:
+                raise RequestError("the server is shutting down", status=503)
+            yield
 
 
 class Service:

@@ -1,10 +1,10 @@
-"""Generation for one request after another."""
+"""Generation for one request after another; a conversation that goes on is not read again."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from hmt.model.generation import CancelCriteria
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
 from hmt.report.recollection import recalled_passages
-from hmt.serving.conversations import Memories
 from hmt.serving.schema import ChatRequest, Delta, GenerationRequest, RequestError, Usage
 from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
@@ -30,6 +29,10 @@ READ_AT_ONCE = 1024
 
 LOWEST_LOGPROB = -9999.0
 """Stands for the logarithm of 0, which JSON does not have; the OpenAI API uses the same number."""
+
+
+KEPT_MEMORIES = 32
+"""Memories kept of conversations; the ones that were used least recently are dropped."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,51 @@ class Engine:
     def _on_device(self, ids: Tensor) -> Tensor:
         """Token ids (tokens,) as a batch of one row."""
         return ids[None].to(self._model.device)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    conversation: Hashable
+    ids: Tensor
+    memory: MemoryState
+
+
+class Memories:
+    """Memories at the end of answers. A request that goes on from an answer continues its memory.
+
+    Clients of the OpenAI API send the whole conversation each time and no name for it. Nothing is kept of prompts
+    alone, only of prompts together with the answer to them, and nothing is shared between owners: neither timing nor
+    `cached_tokens` tells a client of a prompt that somebody else has sent.
+
+    Args:
+        beginning: Memory before the first token of every conversation.
+    """
+
+    def __init__(self, beginning: MemoryState) -> None:
+        self._beginning = beginning
+        self._kept: list[_Kept] = []  # the one used last comes last
+
+    def keep(self, conversation: Hashable, ids: Tensor, memory: MemoryState) -> None:
+        """Keep the memory of a text that ends within an answer.
+
+        Args:
+            conversation: Owner and, where the client gives one, name of the conversation.
+            ids: Tokens that the memory has read after the beginning, (tokens,) int64.
+            memory: The memory.
+        """
+        self._kept.append(_Kept(conversation, ids, memory))
+        del self._kept[:-KEPT_MEMORIES]
+
+    def longest_prefix(self, conversation: Hashable, ids: Tensor) -> tuple[int, MemoryState]:
+        """Length and memory of the longest kept prefix of a text, its last token excluded."""
+        longest = _Kept(conversation, ids[:0], self._beginning)
+        for kept in self._kept:
+            size = len(kept.ids)
+            if kept.conversation == conversation and len(longest.ids) < size < len(ids):
+                longest = kept if torch.equal(ids[:size], kept.ids) else longest
+        if len(longest.ids):
+            self._kept = [*(kept for kept in self._kept if kept is not longest), longest]
+        return len(longest.ids), longest.memory
 
 
 class ChoiceStream(BaseStreamer, LogitsProcessor):

@@ -17,7 +17,7 @@ from hmt.config import memory_fields
 from hmt.files import read_settings
 from hmt.model.configuration_hmt import HMTConfig
 from hmt.model.modeling_hmt import HMTForCausalLM
-from hmt.pretrained import read_checkpoint_config
+from hmt.pretrained import checkpoint_settings
 from hmt.training.options import RunOptions, TrainOptions
 from hmt.training.progress import FOLDER
 
@@ -96,11 +96,9 @@ def _runs(checkpoint: str) -> list[dict[str, Any]]:
 
 def _backbone(checkpoint: str, first: dict[str, Any]) -> dict[str, Any]:
     """Name the backbone that the training of a checkpoint began with."""
-    names = {"model_name": "backbone_source", "gguf_file": "backbone_gguf", "revision": "backbone_revision"}
-    config = read_checkpoint_config(checkpoint)
-    if config.get("backbone_source"):
-        return {name: config.get(stored) for name, stored in names.items()}
-    return {name: first.get(name) for name in names}  # a trained backbone is in the checkpoint alone
+    stored = checkpoint_settings(checkpoint)
+    source = stored if "model_name" in stored else first  # a trained backbone is in the checkpoint alone
+    return {name: source.get(name) for name in ("model_name", "gguf_file", "revision")}
 
 
 def _steps(options: TrainOptions) -> int:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hmt.serving.conversations import Turns
+from hmt.serving.app import Turns
 from hmt.serving.schema import RequestError
 
 
