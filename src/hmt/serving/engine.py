@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 from transformers.generation import BaseStreamer
 
 from hmt.memory.state import MemoryState
-from hmt.model.decoding import CancelCriteria
+from hmt.model.generation import CancelCriteria
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.pretrained import first_line
 from hmt.report.recollection import recalled_passages
