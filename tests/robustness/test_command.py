@@ -115,11 +115,3 @@ def test_the_first_signal_is_a_request_and_the_second_an_interrupt() -> None:
             signal.raise_signal(signal.SIGINT)
     assert requests == [1]
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.parametrize("flags", [("--help",), ("train", "--help"), ("tasks",)])
-def test_a_full_standard_output_is_a_failure(flags: tuple[str, ...]) -> None:
-    with open("/dev/full", "w") as full:
-        run = subprocess.run([sys.executable, "-m", "hmt", *flags], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode != 0
-    assert run.stderr.count("\n") == 1, run.stderr
