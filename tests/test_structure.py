@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import hmt
+
 SOURCE = Path(__file__).parents[1] / "src" / "hmt"
 LAYERS = (
     "terminal", "config", "files", "options", "atomic", "pretrained", "text", "memory", "extensions",
@@ -45,6 +47,14 @@ def test_a_file_imports_only_from_the_layers_before_it(path: Path) -> None:
     own = layer_of(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."))
     for module in imports_of(path):
         assert LAYERS.index(layer_of(module)) <= LAYERS.index(own), f"{own} imports {module}"
+
+
+def test_every_import_is_of_a_module_that_is_there() -> None:
+    """Verbs import within functions, where a missing module shows only to the user of that verb."""
+    for path in SOURCE.rglob("*.py"):
+        for module in imports_of(path):
+            place = SOURCE.joinpath(*module.split("."))
+            assert place.with_suffix(".py").is_file() or place.is_dir() or module in hmt.__all__, f"{path}: {module}"
 
 
 def test_no_files_import_each_other() -> None:

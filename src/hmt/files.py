@@ -38,6 +38,11 @@ def is_visible(file: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
+def is_stream(path: Path) -> bool:
+    """True for a pipe, a socket or a device, which gives its text only once."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def text_pieces(file: Path) -> Iterator[str]:
     r"""Read a UTF-8 file in pieces, with "\n" at the end of each line and without a byte order mark.
 

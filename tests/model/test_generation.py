@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from hmt import HMTForCausalLM, MemoryState
-from tests.conftest import FAMILIES, make_backbone, make_model, random_ids
+from tests.conftest import FAMILIES, byte_tokenizer, make_backbone, make_model, random_ids
 from tests.model.test_equivalence import VARIANTS, assert_same_state
 
 
@@ -213,3 +213,13 @@ def test_two_questions_on_one_memory_do_not_disturb_each_other(model: HMTForCaus
     assert torch.equal(answers[0], answers[2])
     assert not torch.equal(answers[0][:, 20:], answers[1][:, 20:])
     assert_same_state(book, before)
+
+
+def test_a_text_ends_with_an_end_token_of_the_tokenizer_too() -> None:
+    model, tokenizer = make_model(), byte_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    end = tokenizer.eos_token_id
+    model.use_tokenizer(tokenizer)
+    for token in (end, 2):
+        found = model.generate(random_ids(1, 20), max_new_tokens=5, sequence_bias=[[[token], 100.0]])
+        assert found[0, 20:].tolist() == [token]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -128,3 +129,31 @@ def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path, back
 def test_long_texts_of_a_csv_file_are_rows(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text\n" + "x" * 200_000)
     assert next(table_rows(tmp_path / "t.csv"))[1] == {"text": "x" * 200_000}
+
+
+def test_a_task_comes_from_a_pipe_by_any_name(pipe: Any, backbone_dir: Path, tmp_path: Path, run_cli: Any) -> None:
+    text = "item 1 is in box 3.\n" * 40
+    figures = tmp_path / "figures.json"
+    sizes = ("--segment_length", 80, "--lengths", 100, "--target_tokens", 20)
+    command = ("evaluate", "--modes", "hmt", "--model_name", backbone_dir, *sizes)
+    spans = []
+    for name in (tmp_path / "text.txt", pipe(text.encode())):
+        if not name.exists():
+            name.write_text(text)
+        status, _, complaint = run_cli(*command, "--task_name", name, "--json", figures)
+        assert status == 0, complaint
+        spans.append([span["end"] for span in json.loads(figures.read_text())["spans"]])
+    assert spans[0] == spans[1] != []
+    out = tmp_path / "ckpt"
+    command = ("train", "--model_name", backbone_dir, *FLAGS, "--save_ckpt", out, "--training_step", 1)
+    command += ("--stage_1_step", 0, "--batch_size", 1, "--bptt_depth", 2)
+    status, _, complaint = run_cli(*command, "--task_name", pipe(text.encode()))
+    assert status == 0, complaint
+
+
+def test_a_folder_of_a_task_may_hold_pipes(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    os.mkfifo(tmp_path / "train" / "a.txt")
+    (tmp_path / "train" / "b.txt").write_text("two")
+    threading.Thread(target=(tmp_path / "train" / "a.txt").write_bytes, args=(b"one",), daemon=True).start()
+    assert [document.text for document in load_documents(str(tmp_path), "train")] == ["one", "two"]

@@ -167,7 +167,7 @@ def test_files_with_the_users_text_are_for_him_alone(tmp_path: Path, backbone_di
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
-@pytest.mark.parametrize("arguments", [("tasks",), ("--help",)])
+@pytest.mark.parametrize("arguments", [("tasks",), ("--help",), ("train", "--help")])
 def test_a_full_standard_output_is_a_failure_and_one_line(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         run = subprocess.run([sys.executable, "-m", "hmt", *arguments], stdout=full, stderr=subprocess.PIPE, text=True)

@@ -55,7 +55,7 @@ def test_a_launcher_file_starts_two_processes_that_train_together(name: str, fla
         env=os.environ | on_cpu | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
     )
     said = done.stdout + done.stderr
     assert (tmp_path / "figures.json").exists(), said[-3000:]

@@ -38,6 +38,9 @@ ON_CPU = {"ACCELERATE_USE_CPU": "yes"}
 TEXT = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 300, 41, 200, 56, 14, 15, 14)]
 """The last ones have one segment: nothing is recalled in them, and parts of the memory get no gradient."""
 
+HANGS_SECONDS = 1800
+"""Ends processes that wait for each other forever; a busy machine takes minutes."""
+
 
 def launch(function: str, *arguments: Any, **environment: str) -> None:
     """Call a function of this file in two processes, as a launcher starts them."""
@@ -58,7 +61,7 @@ def launch(function: str, *arguments: Any, **environment: str) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=600)[0] for process in running]
+    said = [process.communicate(timeout=HANGS_SECONDS)[0] for process in running]
     assert not any(process.returncode for process in running), said[0][-3000:]
 
 

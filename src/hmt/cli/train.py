@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import locked_directory, recover_directory
+from hmt.files import is_stream
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import parse_share
@@ -140,7 +141,8 @@ class _Texts:
         self._tokenizer = tokenizer
         self._num_embeddings = len(model.embedding_table)
         self._settings = settings_of(options, tokenizer)
-        if Path(options.task_name).expanduser().is_file() and (options.eval_step or options.test_step):
+        path = Path(options.task_name).expanduser()
+        if (path.is_file() or is_stream(path)) and (options.eval_step or options.test_step):
             raise ValueError(
                 f"{options.task_name} has one split only: leave out --eval_step and --test_step, or give a directory "
                 "with train, validation and test"

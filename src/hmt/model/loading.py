@@ -13,7 +13,6 @@ from hmt.model.backbone import body, embed
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions
 from hmt.pretrained import first_line, has_tokenizer, load_tokenizer, unfit_errors
-from hmt.text.special_tokens import end_token_ids
 
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "max_length", "max_new_tokens")
 """Numbers of a generation config."""
@@ -48,7 +47,6 @@ def load(options: ModelOptions, memory_seed: int = 0) -> tuple[HMTForCausalLM, P
     model.eval()
     tokenizer = _tokenizer(options, model)
     model.use_tokenizer(tokenizer)
-    model.generation_config.eos_token_id = end_token_ids(tokenizer, model.generation_config) or None
     return model, tokenizer
 
 

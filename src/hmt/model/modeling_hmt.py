@@ -63,6 +63,7 @@ from hmt.model.splice import splice
 from hmt.model.stream import Segment, Stream
 from hmt.model.window_attention import Geometry
 from hmt.text.batches import IGNORED
+from hmt.text.special_tokens import end_token_ids
 
 NEAR_SEGMENTS = 3
 """Recall distances below this are near, as published."""
@@ -823,8 +824,13 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  #
         return variant.train(self.training)
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Let text recall know words, lines and sentences: it finds more, and cuts passages where a line ends."""
+        """Adopt a tokenizer's words and end tokens.
+
+        Text recall then finds more, and cuts passages where a line ends. Generation also ends at the tokenizer's end
+        tokens.
+        """
         self.token_tables = SearchTables(tokenizer, vocabulary_size(self.backbone))
+        self.generation_config.eos_token_id = end_token_ids(tokenizer, self.generation_config) or None
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmt.files import is_visible, kind_of, read_text, text_pieces
+from hmt.files import is_stream, is_visible, kind_of, read_text, text_pieces
 from hmt.text.tables import TABLE_SUFFIXES, table_rows, text_of
 
 SPLITS = ("train", "validation", "test")
@@ -72,7 +72,7 @@ def file_documents(file: Path, text_column: str = "text", name: str | None = Non
     """
     name, kind = name or file.name, kind_of(file)
     if kind in TEXT_SUFFIXES:
-        yield Document(name, file)
+        yield Document(name, read_text(file) if is_stream(file) else file)
     elif kind in TABLE_SUFFIXES:
         word = "line" if kind == ".jsonl" else "row"
         for number, row in table_rows(file, text_column):
@@ -95,7 +95,7 @@ def split_files(directory: Path, split: str | None, suffixes: tuple[str, ...] = 
         names = ALIASES[split]
         files = [file for name in names for file in (directory / name).rglob("*")]
         files += [file for file in directory.glob("*") if not set(names).isdisjoint(re.split("[._-]", file.name))]
-    return sorted(f for f in files if kind_of(f) in suffixes and is_visible(f, directory) and f.is_file())
+    return sorted(f for f in files if kind_of(f) in suffixes and is_visible(f, directory) and not f.is_dir())
 
 
 def stdlib_documents(split: str) -> Iterator[Document]:

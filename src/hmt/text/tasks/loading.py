@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hmt.files import kind_of
+from hmt.files import is_stream, kind_of, read_text
 from hmt.options import TaskOptions
 from hmt.pretrained import hub_is_reachable, looks_like_a_path, mapped, offline_mode
 from hmt.text.documents import QUESTIONS_PREFIX, SPLITS, SUFFIXES, Document, file_documents, fingerprint, split_files
@@ -30,7 +30,8 @@ def load_documents(task_name: str, split: str, *, limit: int | None = None, **se
     """Documents of a task; of a task of questions their contexts, each once.
 
     Args:
-        task_name: A task of the registry, a directory with splits, a file (whatever the split), or a hub id.
+        task_name: A task of the registry, a directory with splits, a file (whatever the split), a pipe with one text,
+            or a hub id.
         split: "train", "validation" or "test".
         limit: Most documents to load; blank ones do not count.
         settings: Fields of `Reading`, such as `subset`, `text_column`, `seed`, `shuffle`, `streaming`.
@@ -123,7 +124,7 @@ def find_task(task_name: str, split: str) -> None:
     if task is not None and task.directory is not None:
         if not task.directory.is_dir():
             raise FileNotFoundError(f"no directory at {task.directory}, which hub_map names for {task_name}")
-    elif path.is_dir() or (task is not None and task.made_here):
+    elif path.is_dir() or is_stream(path) or (task is not None and task.made_here):
         return
     elif path.is_file():
         if kind_of(path) not in SUFFIXES:
@@ -160,6 +161,8 @@ def _documents(task_name: str, split: str, reading: Reading) -> Iterator[Documen
         return _directory_documents(path, split, texts, reading.text_column)
     if task is None and path.is_file():
         return _contexts(file_questions(path)) if holds_questions(path) else file_documents(path, reading.text_column)
+    if task is None and is_stream(path):
+        return iter([Document(path.name, read_text(path))])
     source = _source(_of_the_hub(task_name) if task is None else task, split, reading)
     return _checked(source) if source.task.kind == "text" else _contexts(_checked(source))
 
