@@ -26,10 +26,10 @@ HELP = """/save FILE    save the memory of this conversation to a file
 
 @dataclass(kw_only=True)
 class ChatOptions(SamplingOptions, OutputOptions, ModelOptions):
-    """Chat with the model in the terminal; the conversation is kept in a memory of constant size."""
+    """Chat with the model in the terminal; memory keeps conversations of any length."""
 
     memory: Path | None = None
-    """Memory file to start from (see hmt remember)."""
+    """Memory file to start from, written by hmt remember."""
     system: str | None = None
     """System message. Default: the chat template's own."""
 

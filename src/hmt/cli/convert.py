@@ -15,19 +15,21 @@ class ConvertOptions(MemoryConfig):
     """Convert weights of the published HMT program to a checkpoint of this library."""
 
     state: Path
-    """Weights: .safetensors, .pth or .bin (tensors only, no code is executed), or a DeepSpeed directory."""
+    """Weights: .safetensors, .pth or .bin (read without executing code), or a DeepSpeed directory."""
     backbone: Path
     """Directory with the backbone's config.json; its tokenizer is copied if there is one."""
     out: Path
     """Output directory of the checkpoint."""
     lora_alpha: int = 32
-    """Alpha of the LoRA adapter in the weights, which do not store it."""
+    """Alpha of the LoRA adapter, which the weights do not store."""
     trust_remote_code: bool = False
-    """Allow Python code that comes with the backbone to run."""
+    """Allow the backbone's own Python code to run."""
     sensory: Sensory | None = "reread"
-    """Sensory memory; the published method re-encodes the last tokens in front of each segment (reread)."""
+    """Sensory memory, the last tokens before a segment: re-encoded in front of each segment, as published (reread), or
+    kept as keys and values in a rolling cache (cache)."""
     num_recalled_tokens: int | None = 0
-    """Recalled tokens E: budget for passages of remembered text; 0, as published, disables text recall."""
+    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
+    disables text recall."""
 
     def check_outputs(self) -> None:
         """Raise an OSError if the checkpoint cannot be written."""

@@ -69,14 +69,14 @@ QUESTIONS = (
 
 @dataclass(kw_only=True)
 class DemoOptions(OutputOptions):
-    """Remember a long text, ask about it, and plot quality and cost (3 minutes)."""
+    """Remember a long text, ask questions about it, and plot quality and cost (3 minutes)."""
 
     model_name: str = "smollm2-135m"
     """Backbone: a directory, a hub id or a built-in name."""
     text_tokens: int = 32_768
-    """Number of tokens of Python's standard library to remember."""
+    """Number of tokens to remember, from the source code of Python's standard library."""
     lengths: str = "1k,2k,4k"
-    """Context lengths of the comparison, in tokens; 1k is 1,024."""
+    """Context lengths to compare, in tokens, separated by commas; 1k is 1,024."""
     out: Path = Path("report")
     """Output directory: demo.png, results.json and stdlib.memory."""
 

@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
-    """Continue a text of any length."""
+    """Continue a prompt; with --memory, answer from a long text that hmt remember has read."""
 
     prompt: str | None = None
-    """Text to continue."""
+    """Prompt to continue."""
     prompt_file: Path | None = None
-    """UTF-8 file with the text to continue."""
+    """UTF-8 text file with the prompt."""
     memory: Path | None = None
-    """Memory file to start from (see hmt remember)."""
+    """Memory file to start from, written by hmt remember."""
     chat: bool = False
-    """Apply the tokenizer's chat template: the prompt is a user's message."""
+    """Format the prompt as a user message with the tokenizer's chat template."""
     explain: bool = False
-    """Show the passages that were recalled for the prompt."""
+    """Show the passages recalled for the prompt."""
 
     def check(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""

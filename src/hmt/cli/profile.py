@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 COLUMNS = {
-    "row": "row",
+    "row": "method",
     "length": "tokens",
     "tokens_per_second": "tok/s",
     "seconds_to_first_token": "s to first",
