@@ -206,7 +206,7 @@ def show_help(verb: str, kind: type, every_flag: bool) -> None:
         tyro.conf.OmitArgPrefixes[make_dataclass("Flags", nested)],  # type: ignore[misc]
         args=["--help"],
         prog=f"hmt {verb}",
-        description=f"{(kind.__doc__ or '').strip()}\n\n{more}Flags may also stand in a YAML file: --config FILE. "
+        description=f"{inspect.getdoc(kind)}\n\n{more}Flags may also stand in a YAML file: --config FILE. "
         f"Presets: --config {', '.join(PRESETS)}.",
         use_underscores=True,
     )

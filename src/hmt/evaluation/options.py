@@ -50,7 +50,7 @@ class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
     reference: str | None = None
     """Method that the others are compared with. Default: sinks or backbone, if --modes names one of them."""
     replicas: str | None = None
-    """More checkpoints, trained like load_from_ckpt with other seeds: rows give mean and spread (A,B)."""
+    """Checkpoints trained like --load_from_ckpt with other seeds, separated by commas; shows mean and spread of all."""
     max_questions: int | None = None
     """Maximum number of questions, for tasks with questions."""
     max_new_tokens: int = 32

@@ -28,10 +28,6 @@ class ProfileOptions(OutputOptions, TaskOptions, ModelOptions):
     """Split to read text from: its documents one after the other, repeated if it is too short."""
     new_tokens: int = 32
     """Number of tokens to generate after the text."""
-    question_tokens: int = 16
-    """Tokens asked after the text, before anything is written."""
-    chunk_tokens: int = 1024
-    """Tokens that full reads at one time."""
     max_minutes: float = 10.0
     """Maximum minutes per measurement; a length is skipped if it is predicted to take longer than that from the times
     of shorter ones."""
@@ -46,7 +42,7 @@ class ProfileOptions(OutputOptions, TaskOptions, ModelOptions):
         """
         super().check()
         self.check_task()
-        check_positive(self, "question_tokens", "chunk_tokens", "max_minutes")
+        check_positive(self, "max_minutes")
         if self.new_tokens < 2:
             raise ValueError(f"new_tokens must be at least 2, for there to be time between them, got {self.new_tokens}")
         if not self.text_lengths:

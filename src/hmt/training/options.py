@@ -46,22 +46,18 @@ class OptimizationOptions:
     """Forward and backward passes per optimizer step."""
     loss_tokens: int | None = None
     """Number of last tokens of each sample that the loss counts. Default: all."""
-    retrieval_loss_weight: float = 1.0
-    """Weight of the retrieval loss, for samples that name the segments with their answer; 0 only reports it."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone or its LoRA adapter."""
     memory_learning_rate: float = 1e-3
     """Learning rate of the memory's parameters."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
-    lr_schedule: Literal["step", "cosine", "constant"] = "step"
-    """Learning-rate schedule within each stage."""
     lr_decay: bool = True
-    """Apply --lr_schedule; --no-lr_decay keeps the learning rates constant."""
+    """Decay the learning rates within each stage; --no-lr_decay keeps them constant."""
+    lr_schedule: Literal["step", "cosine"] = "step"
+    """Decay: by the factor --lr_decay_gamma every 100 optimizer steps (step), or to 0 at the stage's end (cosine)."""
     lr_decay_gamma: float = 0.9
-    """Factor of the step schedule, applied every 100 optimizer steps."""
-    lr_decay_step: int = 100
-    """Optimizer steps between two decays of the step schedule."""
+    """Factor of each decay with --lr_schedule step."""
     warmup_step: int = 0
     """Optimizer steps of linear warmup at the start of each stage."""
     max_grad_norm: float = 1.0
@@ -109,9 +105,7 @@ class RunOptions:
     resume: bool = False
     """Continue from the checkpoint in --save_ckpt, or start a new run if there is none."""
     eval_step: int | None = None
-    """Score the validation split every N optimizer steps."""
-    eval_samples: int = 8
-    """Number of validation samples."""
+    """Score 8 samples of the validation split every N optimizer steps."""
     test_step: int | None = None
     """Number of samples of the test split to score at the end. Default: none."""
     test_length: int | None = None
@@ -170,10 +164,9 @@ class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextO
         check_positive(
             self, "training_step", "max_tokens", "bptt_depth", "truncate_every", "batch_size",
             "gradient_accumulation_steps", "loss_tokens", "learning_rate", "memory_learning_rate", "lr_decay_gamma",
-            "lr_decay_step", "max_grad_norm", "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples",
-            "test_step", "test_length",
+            "max_grad_norm", "lora_rank", "lora_alpha", "save_every", "eval_step", "test_step", "test_length",
         )  # fmt: skip
-        for name in ("stage_1_step", "warmup_step", "retrieval_loss_weight"):
+        for name in ("stage_1_step", "warmup_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 31:
