@@ -33,7 +33,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_is_measured_at_every_length_and_shown(
     backbone_dir: Path, task_dir: Path, tmp_path: Path, run_cli: Any
 ) -> None:
-    status, said, complaint = run_cli(
+    status, _, complaint = run_cli(
         "profile", "--model_name", backbone_dir, "--task_name", task_dir, *FLAGS, "--lengths", "60,100,140",
         "--modes", "sinks,recall,hmt,rmt,full", "--new_tokens", 4, "--json", tmp_path / "p.json",
         "--plot", tmp_path / "p.png",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from hmt.config import MemoryConfig
+from hmt.config import MemoryConfig, Sensory
 
 KILO = 1024
 
@@ -87,6 +87,18 @@ def check_positive(options: object, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+
+
+@dataclass(kw_only=True)
+class PublishedMemory(MemoryConfig):
+    """A memory that is read as published where nothing else is set."""
+
+    sensory: Sensory | None = "reread"
+    """Sensory memory, the last tokens before a segment: re-encoded in front of each segment, as published (reread), or
+    kept as keys and values in a rolling cache (cache)."""
+    num_recalled_tokens: int | None = 0
+    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
+    disables text recall."""
 
 
 @dataclass(kw_only=True)

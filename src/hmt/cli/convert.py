@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hmt.atomic import check_output_directory
-from hmt.config import MemoryConfig, Sensory
+from hmt.options import PublishedMemory
 
 
 @dataclass(kw_only=True)
-class ConvertOptions(MemoryConfig):
+class ConvertOptions(PublishedMemory):
     """Convert weights of the published HMT program to a checkpoint of this library."""
 
     state: Path
@@ -24,12 +24,6 @@ class ConvertOptions(MemoryConfig):
     """Alpha of the LoRA adapter, which the weights do not store."""
     trust_remote_code: bool = False
     """Allow the backbone's own Python code to run."""
-    sensory: Sensory | None = "reread"
-    """Sensory memory, the last tokens before a segment: re-encoded in front of each segment, as published (reread), or
-    kept as keys and values in a rolling cache (cache)."""
-    num_recalled_tokens: int | None = 0
-    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
-    disables text recall."""
 
     def check_outputs(self) -> None:
         """Raise an OSError if the checkpoint cannot be written."""

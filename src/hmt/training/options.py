@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hmt.config import Sensory
-from hmt.options import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
+from hmt.options import (
+    AugmentOptions,
+    ModelOptions,
+    OutputOptions,
+    PublishedMemory,
+    check_positive,
+    parse_share,
+)
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
 
@@ -137,7 +143,7 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
-class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextOptions, ModelOptions):
+class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextOptions, PublishedMemory, ModelOptions):
     """Train a memory in two stages: with the previous segment's memory only, then with recall.
 
     Stage 1 reads samples of 2 segments and gives each segment the memory embedding of the one before. Stage 2 reads
@@ -149,13 +155,6 @@ class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextO
         "model_name", "task_name", "save_ckpt", "load_from_ckpt", "resume", "training_step", "batch_size",
         "memory_learning_rate", "use_lora", "segment_length",
     )  # fmt: skip
-
-    sensory: Sensory | None = "reread"
-    """Sensory memory, the last tokens before a segment: re-encoded in front of each segment, as published (reread), or
-    kept as keys and values in a rolling cache (cache)."""
-    num_recalled_tokens: int | None = 0
-    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
-    disables text recall."""
 
     def check(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""
