@@ -1,4 +1,4 @@
-"""Runs that score text."""
+"""Options of `hmt evaluate`."""
 
 from __future__ import annotations
 

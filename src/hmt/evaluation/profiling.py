@@ -1,4 +1,4 @@
-"""Runs that measure what reading and writing cost."""
+"""Options of `hmt profile`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that let lm-evaluation-harness judge a model."""
+"""Options of `hmt harness`."""
 
 from __future__ import annotations
 
