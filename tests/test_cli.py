@@ -61,7 +61,6 @@ def test_help_shows_the_most_used_flags_first_and_all_under_headings(run_cli: An
     headings = ("model options", "memory options", "data options", "optimization options", "output options")
     assert sorted(headings, key=every.index) == list(headings)
     assert all(f"--{field.name}" in every for field in fields(TrainOptions))
-    assert "Width H of the two recall projections." in every
     for verb in VERBS:
         assert "--json" in run_cli(verb, "--help", "all")[1] or verb == "convert"
 

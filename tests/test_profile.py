@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hmt.cli import profile
-from hmt.cli.profile import fit_of, predicted_seconds
+from hmt.cli.profile import predicted_seconds
 from hmt.evaluation import speed
 from hmt.evaluation.profiling import ProfileOptions
 from hmt.evaluation.speed import Material
@@ -34,10 +33,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_is_measured_at_every_length_and_shown(
     backbone_dir: Path, task_dir: Path, tmp_path: Path, run_cli: Any
 ) -> None:
-    status, said, complaint = run_cli(
+    status, _, complaint = run_cli(
         "profile", "--model_name", backbone_dir, "--task_name", task_dir, *FLAGS, "--lengths", "60,100,140",
-        "--modes", "sinks,recall,hmt,rmt,full", "--chunk_tokens", 32, "--new_tokens", 4,
-        "--question_tokens", 3, "--json", tmp_path / "p.json",
+        "--modes", "sinks,recall,hmt,rmt,full", "--new_tokens", 4, "--json", tmp_path / "p.json",
         "--plot", tmp_path / "p.png",
     )  # fmt: skip
     assert status == 0, complaint
@@ -52,11 +50,9 @@ def test_every_row_is_measured_at_every_length_and_shown(
     held = {(row["row"], row["length"]): row["bytes_kept"] for row in figures["rows"]}
     assert held["full", 140] == 140 / 60 * held["full", 60]
     assert held["hmt", 140] < held["full", 60]
-    assert {fit["row"] for fit in figures["fits"]} == set(names)
     assert figures["environment"]["torch"]
-    assert "R^2" in said
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    status, said, complaint = run_cli("report", tmp_path / "p.json", "--out", tmp_path / "report")
+    status, _, complaint = run_cli("report", tmp_path / "p.json", "--out", tmp_path / "report")
     assert status == 0, complaint
     page = (tmp_path / "report" / "report.html").read_text()
     for title in ("Speed", "Peak memory", "Time to the first token", "Time per token", "full"):
@@ -118,16 +114,6 @@ def test_what_would_take_too_long_is_left_out_and_said(monkeypatch: pytest.Monke
     assert asked == [("hmt", 1000), ("full", 1000), ("hmt", 2000), ("full", 2000)]
     assert "about 1.3 min at 8,000, above --max_minutes 1" in said
     assert [row.get("skipped", "") for row in figures["rows"]][4:6] == [said.splitlines()[-1].split("  ")[-1]] * 2
-
-
-def test_a_fit_says_what_a_token_costs() -> None:
-    rows = [{"row": "hmt", "length": n, "tokens_per_second": n / (0.5 + n * 0.002)} for n in (1000, 4000, 16000)]
-    fit = fit_of("hmt", rows)
-    assert fit is not None
-    assert fit["microseconds_per_token"] == pytest.approx(2000)
-    assert fit["seconds_at_0"] == pytest.approx(0.5)
-    assert math.isclose(fit["r_squared"], 1.0)
-    assert fit_of("hmt", rows[:2]) is None
 
 
 @pytest.mark.usefixtures("in_this_process")

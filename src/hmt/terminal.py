@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,12 @@ LOG_SECONDS = 10
 def escaped(text: str) -> str:
     r"""Write the control characters of a text out, as in \x1b, so that they cannot act on the terminal."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say(text: str) -> None:
+    """Write a line to standard output at once, its control characters escaped."""
+    sys.stdout.write(f"{escaped(text)}\n")
+    sys.stdout.flush()
 
 
 class EscapingFormatter(logging.Formatter):

@@ -78,7 +78,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     training = PublishedOptions.training
 
     def short(options: PublishedOptions) -> TrainOptions:
-        return replace(training(options), training_step=2, eval_step=2, eval_samples=1, test_step=2, test_length=600)
+        return replace(training(options), training_step=2, eval_step=2, test_step=2, test_length=600)
 
     monkeypatch.setattr(PublishedOptions, "training", short)
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -173,7 +173,7 @@ def test_a_page_is_made_on_the_command_line(tmp_path: Path, run_cli: Any) -> Non
         "recall-distance.csv", "recall-distance.png", "recall-distance.svg", "report.html",
     ]  # fmt: skip
     assert all(Path(file).stat().st_size > 10 for file in written["files"])
-    assert run_cli("report", "--run_dir", tmp_path, "--out", tmp_path / "r")[0] == 0
+    assert run_cli("report", tmp_path, "--out", tmp_path / "r")[0] == 0
     assert (tmp_path / "r" / "report.html").is_file()
 
 

@@ -32,7 +32,7 @@ from tests.conftest import make_model, random_ids
 
 FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
-    "stage_1_step": 3, "training_step": 5, "eval_step": 2, "lr_decay_step": 2,
+    "stage_1_step": 3, "training_step": 5, "eval_step": 2, "lr_schedule": "cosine",
 }  # fmt: skip
 ON_CPU = {"ACCELERATE_USE_CPU": "yes"}
 TEXT = [TokenDocument(str(n), random_ids(1, n, seed=n)[0]) for n in (56, 30, 300, 41, 200, 56, 14, 15, 14)]

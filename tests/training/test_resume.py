@@ -23,7 +23,7 @@ from tests.conftest import byte_tokenizer, make_backbone, random_ids, scaled_acc
 
 FLAGS: dict[str, Any] = {
     "segment_length": 20, "num_sensory": 4, "mem_recall_hidden_dim": 16, "memory_learning_rate": 1e-2,
-    "stage_1_step": 4, "training_step": 6, "lr_decay_step": 2, "warmup_step": 1,
+    "stage_1_step": 4, "training_step": 6, "warmup_step": 1,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "memory": {},

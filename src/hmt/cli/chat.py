@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmt.options import ModelOptions, OutputOptions, SamplingOptions
-from hmt.terminal import escaped, on_interrupt
+from hmt.terminal import on_interrupt, say
 
 if TYPE_CHECKING:
     from hmt.model.conversation import Answer, Conversation
@@ -26,10 +26,10 @@ HELP = """/save FILE    save the memory of this conversation to a file
 
 @dataclass(kw_only=True)
 class ChatOptions(SamplingOptions, OutputOptions, ModelOptions):
-    """Chat with the model in the terminal; the conversation is kept in a memory of constant size."""
+    """Chat with the model in the terminal; memory keeps conversations of any length."""
 
     memory: Path | None = None
-    """Memory file to start from (see hmt remember)."""
+    """Memory file to start from, written by hmt remember."""
     system: str | None = None
     """System message. Default: the chat template's own."""
 
@@ -55,7 +55,7 @@ def run(options: ChatOptions) -> tuple[dict[str, Any], str]:
     torch.manual_seed(options.seed)
     chat = Chat(Conversation(model, tokenizer, memory, options.system), options.sampling)
     if sys.stdin.isatty():
-        _say("Say something; /help lists the commands.")
+        say("Say something; /help lists the commands.")
     for line in _lines():
         if not chat.handle(line):
             break
@@ -76,7 +76,7 @@ class Chat:
             "/load": self._load,
             "/forget": self._forget,
             "/recall": self._recall,
-            "/help": lambda _: _say(HELP),
+            "/help": lambda _: say(HELP),
         }
 
     def handle(self, line: str) -> bool:
@@ -88,14 +88,14 @@ class Chat:
             return False
         try:
             if command.startswith("/"):
-                do = self._commands.get(command, lambda _: _say(f"there is no command {command}; /help lists them"))
+                do = self._commands.get(command, lambda _: say(f"there is no command {command}; /help lists them"))
                 do(argument.strip())
             elif line.strip():
                 self._answer(line.strip())
         except (OSError, ValueError, RuntimeError) as error:  # a turn or a command failed, not the conversation
-            _say(first_line(error))
+            say(first_line(error))
         except KeyboardInterrupt:
-            _say("\n(interrupted: the conversation is as it was)")
+            say("\n(interrupted: the conversation is as it was)")
         return True
 
     def _answer(self, message: str) -> None:
@@ -125,7 +125,7 @@ class Chat:
         path = Path(file).expanduser()
         memory = self.conversation.settle()
         memory.save(path)
-        _say(f"{int(memory.tokens_read[0]):,} tokens, {path.stat().st_size / 1e3:.0f} kB in {path}")
+        say(f"{int(memory.tokens_read[0]):,} tokens, {path.stat().st_size / 1e3:.0f} kB in {path}")
 
     def _load(self, file: str) -> None:
         from hmt.memory.state import MemoryState
@@ -135,12 +135,12 @@ class Chat:
         memory = MemoryState.load(Path(file).expanduser())
         self.conversation.begin(memory)
         self._last = None
-        _say(f"a memory of {int(memory.tokens_read[0]):,} tokens")
+        say(f"a memory of {int(memory.tokens_read[0]):,} tokens")
 
     def _forget(self, _: str) -> None:
         self.conversation.begin()
         self._last = None
-        _say("forgotten")
+        say("forgotten")
 
     def _recall(self, _: str) -> None:
         from hmt.report.recollection import describe_recall, recalled_passages, recalled_segments
@@ -148,7 +148,7 @@ class Chat:
         trace = None if self._last is None else self._last.recall
         tokenizer = self.conversation.tokenizer
         segments = recalled_segments(trace, self.conversation.memory, tokenizer)
-        _say(describe_recall(segments, recalled_passages(trace, tokenizer)))
+        say(describe_recall(segments, recalled_passages(trace, tokenizer)))
 
 
 def _lines() -> Iterator[str]:
@@ -169,9 +169,4 @@ def _lines() -> Iterator[str]:
         except EOFError:
             return
         except KeyboardInterrupt:
-            _say("\n/quit or Ctrl-D ends")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{escaped(text)}\n")
-    sys.stdout.flush()
+            say("\n/quit or Ctrl-D ends")

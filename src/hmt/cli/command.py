@@ -16,7 +16,7 @@ from typing import Any
 
 from hmt.atomic import atomic_file
 from hmt.cli.verbs import PRESETS, PUBLISHED, VERBS
-from hmt.terminal import EscapingFormatter, escaped
+from hmt.terminal import EscapingFormatter, escaped, say
 
 OK, MISTAKE, NOT_FINITE, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses: success, a user's mistake, training or weights that are not finite, an interrupt."""
@@ -47,8 +47,7 @@ def run(arguments: Sequence[str], on_start: Callable[[], object] = lambda: None)
             with atomic_file(figures_file) as file:
                 file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
         if text:
-            sys.stdout.write(f"{escaped(text)}\n")
-            sys.stdout.flush()
+            say(text)
     except SystemExit as stop:  # tyro has shown help
         return OK if stop.code in (None, 0) else MISTAKE
     except BrokenPipeError:

@@ -7,27 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from hmt.atomic import check_output_directory
-from hmt.config import MemoryConfig, Sensory
+from hmt.options import PublishedMemory
 
 
 @dataclass(kw_only=True)
-class ConvertOptions(MemoryConfig):
+class ConvertOptions(PublishedMemory):
     """Convert weights of the published HMT program to a checkpoint of this library."""
 
     state: Path
-    """Weights: .safetensors, .pth or .bin (tensors only, no code is executed), or a DeepSpeed directory."""
+    """Weights: .safetensors, .pth or .bin (read without executing code), or a DeepSpeed directory."""
     backbone: Path
     """Directory with the backbone's config.json; its tokenizer is copied if there is one."""
     out: Path
     """Output directory of the checkpoint."""
     lora_alpha: int = 32
-    """Alpha of the LoRA adapter in the weights, which do not store it."""
+    """Alpha of the LoRA adapter, which the weights do not store."""
     trust_remote_code: bool = False
-    """Allow Python code that comes with the backbone to run."""
-    sensory: Sensory | None = "reread"
-    """Sensory memory; the published method re-encodes the last tokens in front of each segment (reread)."""
-    num_recalled_tokens: int | None = 0
-    """Recalled tokens E: budget for passages of remembered text; 0, as published, disables text recall."""
+    """Allow the backbone's own Python code to run."""
 
     def check_outputs(self) -> None:
         """Raise an OSError if the checkpoint cannot be written."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import sysconfig
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmt.atomic import atomic_file, check_output_file
 from hmt.options import OutputOptions, check_positive, parse_counts
-from hmt.terminal import ProgressBar, escaped
+from hmt.terminal import ProgressBar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,14 +68,14 @@ QUESTIONS = (
 
 @dataclass(kw_only=True)
 class DemoOptions(OutputOptions):
-    """Remember a long text, ask about it, and plot quality and cost (3 minutes)."""
+    """Remember a long text, ask questions about it, and plot quality and cost (3 minutes)."""
 
     model_name: str = "smollm2-135m"
     """Backbone: a directory, a hub id or a built-in name."""
     text_tokens: int = 32_768
-    """Number of tokens of Python's standard library to remember."""
+    """Number of tokens to remember, from the source code of Python's standard library."""
     lengths: str = "1k,2k,4k"
-    """Context lengths of the comparison, in tokens; 1k is 1,024."""
+    """Context lengths to compare, in tokens, separated by commas; 1k is 1,024."""
     out: Path = Path("report")
     """Output directory: demo.png, results.json and stdlib.memory."""
 
@@ -123,11 +122,11 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     memory, seconds = remember(model, text)
     memory_file = options.out / "stdlib.memory"
     memory.save(memory_file)
-    _say(f"read {text.shape[1]:,} tokens of Python's standard library in {seconds:.0f} s; the memory is saved in "
+    say(f"read {text.shape[1]:,} tokens of Python's standard library in {seconds:.0f} s; the memory is saved in "
          f"{memory_file} ({memory_file.stat().st_size / 1e3:.0f} kB)")  # fmt: skip
     answers = [ask(model, tokenizer, memory, question) for question in QUESTIONS]
     with_memory, without = (sum(one[key] for one in answers) for key in ("right", "right_without"))
-    _say(f"\n{with_memory} of {len(answers)} right with the memory, {without} without\n")
+    say(f"\n{with_memory} of {len(answers)} right with the memory, {without} without\n")
 
     rows = compare(model, text, lengths)
     rows.append({"row": HMT, "context_tokens": text.shape[1], "ppl": None, "seconds": seconds,
@@ -175,12 +174,12 @@ def ask(
     passages = [str(tokenizer.decode(passage.ids)) for passage in out.recall.passages]
     back = [int(memory.tokens_read[0]) - passage.start for passage in out.recall.passages]
     right, right_without = question.answer in with_memory, question.answer in without
-    _say(f"\n{question.prompt}")
-    _say(f"  without memory: {without}  [{'right' if right_without else 'wrong'}]")
-    _say(f"  with memory:    {with_memory}  [{'right' if right else 'wrong'}]")
+    say(f"\n{question.prompt}")
+    say(f"  without memory: {without}  [{'right' if right_without else 'wrong'}]")
+    say(f"  with memory:    {with_memory}  [{'right' if right else 'wrong'}]")
     for passage, tokens in zip(passages, back, strict=True):
-        _say(f"  recalled from {tokens:,} tokens back:")
-        _say("\n".join(f"    | {line}" for line in _lines_around(passage, question.answer)))
+        say(f"  recalled from {tokens:,} tokens back:")
+        say("\n".join(f"    | {line}" for line in _lines_around(passage, question.answer)))
     return {
         "prompt": question.prompt,
         "expected": question.answer,
@@ -284,8 +283,3 @@ def _next_steps(picture: Path, memory: Path) -> str:
         "  hmt remember book.txt --out book.memory     # a text of your own\n"
         "  hmt train --help                            # train a memory, as in the HMT paper"
     )
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{escaped(text)}\n")
-    sys.stdout.flush()

@@ -27,7 +27,7 @@ from hmt.text.tasks import iter_documents, load_questions, settings_of
 logger = logging.getLogger(__name__)
 
 COLUMNS = {
-    "row": "row",
+    "row": "method",
     "context_tokens": "context",
     "ppl": "ppl",
     "ppl_interval": "95%",
@@ -44,7 +44,7 @@ COLUMNS = {
 """Columns of the table; the figures have more."""
 
 ANSWER_COLUMNS = {
-    "row": "row",
+    "row": "method",
     "questions": "asked",
     "context_tokens": "context",
     "accuracy": "accuracy",

@@ -15,25 +15,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hmt.model.modeling_hmt import HMTForCausalLM
-    from hmt.text.streaming import TerminalStreamer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class GenerateOptions(SamplingOptions, OutputOptions, ModelOptions):
-    """Continue a text of any length."""
+    """Continue a prompt; with --memory, answer from a long text that hmt remember has read."""
 
     prompt: str | None = None
-    """Text to continue."""
+    """Prompt to continue."""
     prompt_file: Path | None = None
-    """UTF-8 file with the text to continue."""
+    """UTF-8 text file with the prompt."""
     memory: Path | None = None
-    """Memory file to start from (see hmt remember)."""
+    """Memory file to start from, written by hmt remember."""
     chat: bool = False
-    """Apply the tokenizer's chat template: the prompt is a user's message."""
+    """Format the prompt as a user message with the tokenizer's chat template."""
     explain: bool = False
-    """Show the passages that were recalled for the prompt."""
+    """Show the passages recalled for the prompt."""
 
     def check(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""
@@ -68,12 +67,12 @@ def run(options: GenerateOptions) -> tuple[dict[str, Any], str]:
     input_ids = _encode(prompt, options, model, tokenizer)
     memory = None if options.memory is None else MemoryState.load(options.memory, device=model.device)
     torch.manual_seed(options.seed)
-    streamer = TimedStreamer(TerminalStreamer(tokenizer))
+    streamer = TerminalStreamer(tokenizer)
     started = time.perf_counter()
     out = model.generate(
         input_ids,
         memory=memory,
-        streamer=streamer,  # type: ignore[arg-type]  # it has the two methods of a BaseStreamer
+        streamer=streamer,
         output_recall=options.explain,
         return_dict_in_generate=True,
         **options.sampling,
@@ -118,25 +117,3 @@ def _encode(prompt: str, options: GenerateOptions, model: HMTForCausalLM, tokeni
     ids = ChatTemplate(tokenizer).opening([{"role": "user", "content": prompt}])
     check_vocabulary(ids, len(model.embedding_table))
     return torch.tensor([ids], device=model.device)
-
-
-class TimedStreamer:
-    """Passes tokens on to a streamer, and notes when the first one came.
-
-    Attributes:
-        first_token: Time of `time.perf_counter` at the first new token; 0 before.
-    """
-
-    def __init__(self, streamer: TerminalStreamer) -> None:
-        self.first_token = 0.0
-        self._streamer = streamer
-
-    def put(self, value: Tensor) -> None:
-        """Write one token, or skip the prompt."""
-        if self._streamer.prompt_seen and not self.first_token:
-            self.first_token = time.perf_counter()
-        self._streamer.put(value)
-
-    def end(self) -> None:
-        """Write what the streamer held back."""
-        self._streamer.end()

@@ -206,7 +206,7 @@ def show_help(verb: str, kind: type, every_flag: bool) -> None:
         tyro.conf.OmitArgPrefixes[make_dataclass("Flags", nested)],  # type: ignore[misc]
         args=["--help"],
         prog=f"hmt {verb}",
-        description=f"{(kind.__doc__ or '').strip()}\n\n{more}Flags may also stand in a YAML file: --config FILE. "
+        description=f"{inspect.getdoc(kind)}\n\n{more}Flags may also stand in a YAML file: --config FILE. "
         f"Presets: --config {', '.join(PRESETS)}.",
         use_underscores=True,
     )
@@ -232,10 +232,13 @@ def _described(kind: type, one: Field[Any]) -> tuple[str, Any, Any]:
     text = _docstrings(definer)[one.name]
     hint = get_type_hints(kind, include_extras=True)[one.name]
     settings: dict[str, Any] = {"help": text}
-    if one.default is None:
+    if type(None) in get_args(hint):
         (plain,) = (part for part in get_args(hint) if part is not type(None))
         choices = get_args(plain)
         settings["metavar"] = f"{{{','.join(choices)}}}" if choices else plain.__name__.upper()
+    elif one.default is MISSING and get_args(hint):  # a positional argument
+        settings["metavar"] = one.name.upper()
+    if one.default is None:
         settings["help_behavior_hint"] = ""  # the text says what is done without the flag
     default = field() if one.default is MISSING else field(default=one.default)
     return one.name, Annotated[hint, tyro.conf.arg(**settings)], default

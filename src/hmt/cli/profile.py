@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 COLUMNS = {
-    "row": "row",
+    "row": "method",
     "length": "tokens",
     "tokens_per_second": "tok/s",
     "seconds_to_first_token": "s to first",
@@ -37,16 +36,13 @@ COLUMNS = {
 }
 """Columns of the table; the figures have more."""
 
-FIT_POINTS = 3
-"""Fewest lengths that a line is fitted to."""
-
 
 def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
     """Measure every row at every length.
 
     Returns:
-        The figures: `rows` with the result of `measure`, or `skipped` and why; `fits` of reading time against length;
-        `matmul_flops_per_second`; and where and with what it was measured. And the same as a table.
+        The figures: `rows` with the result of `measure`, or `skipped` and why; `matmul_flops_per_second`; and where and
+        with what it was measured. And the same as a table.
 
     Raises:
         ImportError: If there is to be a picture, and the packages that draw are not installed.
@@ -72,7 +68,6 @@ def run(options: ProfileOptions) -> tuple[dict[str, Any], str]:
         "config": asdict(options),
         "matmul_flops_per_second": material.rate,
         "rows": rows,
-        "fits": [fit for row in options.rows if (fit := fit_of(row, rows)) is not None],
     }
     if options.plot is not None:
         from hmt.report.charts import panels
@@ -107,28 +102,8 @@ def predicted_seconds(row: str, length: int, rows: Sequence[dict[str, Any]]) -> 
     return length * (seconds / longest + max(growth, 0.0) * (length - longest))
 
 
-def fit_of(row: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Fit a line to a row's reading time against length: microseconds per token, seconds at 0, R squared.
-
-    None with fewer than three lengths: two always lie on a line.
-    """
-    points = [one for one in rows if one["row"] == row and one.get("tokens_per_second")]
-    if len(points) < FIT_POINTS:
-        return None
-    lengths = [float(one["length"]) for one in points]
-    seconds = [one["length"] / one["tokens_per_second"] for one in points]
-    slope, intercept = statistics.linear_regression(lengths, seconds)
-    return {
-        "row": row,
-        "microseconds_per_token": slope * 1e6,
-        "seconds_at_0": intercept,
-        "r_squared": statistics.correlation(lengths, seconds) ** 2 if len(set(seconds)) > 1 else 1.0,
-        "lengths": [one["length"] for one in points],
-    }
-
-
 def describe(figures: dict[str, Any]) -> str:
-    """Format the figures as a table, with the machine's rate above and the fits below."""
+    """Format the figures as a table, with the machine's rate above."""
     rows = [
         row
         | {"kb_kept": row["bytes_kept"] / 1e3 if "bytes_kept" in row else None}
@@ -138,13 +113,7 @@ def describe(figures: dict[str, Any]) -> str:
     ]
     columns = {key: name for key, name in COLUMNS.items() if any(row.get(key) not in (None, "") for row in rows)}
     lines = [f"matrix products here: {figures['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s"]
-    lines.append(format_table(rows, columns))
-    for fit in figures["fits"]:
-        lines.append(
-            f"{fit['row']}: {fit['microseconds_per_token']:,.0f} microseconds a token and {fit['seconds_at_0']:.2f} s, "
-            f"R^2 {fit['r_squared']:.4f}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, format_table(rows, columns)])
 
 
 def _measured(

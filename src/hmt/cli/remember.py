@@ -43,18 +43,18 @@ SAVE_EVERY_SECONDS = 30
 
 @dataclass(kw_only=True)
 class RememberOptions(OutputOptions, ModelOptions):
-    """Read a text of any length once and save the memory of it to a file."""
+    """Read a text of any length once, and save the memory of it to a file for generate, chat and serve."""
 
     text: Positional[str]
     """UTF-8 text file (plain or .gz), or - for standard input."""
     out: Path
     """Memory file to write."""
     append: bool = False
-    """Continue from the memory in the output file, if it exists."""
+    """Add to the memory in --out, if it exists."""
     exact: bool = False
-    """Also save the window's keys and values, so that no token is re-encoded when the file is loaded."""
+    """Also save the keys and values of the window: a larger file, but nothing to re-encode when it is loaded."""
     explain: bool = False
-    """Show the segments in the memory bank, with their text and how much each was recalled."""
+    """Show the segments in the memory bank: their text, and how much each was recalled."""
 
     def check_outputs(self) -> None:
         """Raise an OSError if the memory file cannot be written."""

@@ -19,12 +19,12 @@ SHOWN_CHARACTERS = 160
 
 @dataclass(kw_only=True)
 class TasksOptions(OutputOptions, TaskOptions):
-    """List the tasks and where they are read from; with --task_name, show one of them."""
+    """List the tasks and their sources; with --task_name, show a sample of one."""
 
     task_name: str = ""
-    """Task to show: a name of the list, a directory, a file, or a hub id."""
+    """Task to show: a name from the list, a directory, a file, or a hub id."""
     split: Literal["train", "validation", "test"] = "test"
-    """Split to show."""
+    """Split to show the sample of."""
 
     def check(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""

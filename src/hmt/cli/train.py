@@ -29,7 +29,7 @@ from hmt.training import progress
 from hmt.training.launch import is_sharded
 from hmt.training.loop import Training
 from hmt.training.options import TrainOptions
-from hmt.training.testing import evaluate_test_split, held_out
+from hmt.training.testing import VALIDATION_SAMPLES, evaluate_test_split, held_out
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class _Texts:
     def validation(self, training: Training) -> Sequence[Readable]:
         """Read as much of the validation split as the samples of any stage need."""
         longest = max(stage.sample_tokens(training.model) for stage in training.stages)
-        return self._held_out("validation", longest, self._options.eval_samples)
+        return self._held_out("validation", longest, VALIDATION_SAMPLES)
 
     def test_samples(self, training: Training) -> list[Sample]:
         """Choose samples of the test split."""

@@ -28,7 +28,7 @@ class Verb:
     @property
     def summary(self) -> str:
         """First line of the options' docstring."""
-        return (self.options_class.__doc__ or "").strip().splitlines()[0]
+        return str(self.options_class.__doc__).splitlines()[0]
 
 
 VERBS = {

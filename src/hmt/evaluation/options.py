@@ -1,4 +1,4 @@
-"""Runs that score text."""
+"""Options of `hmt evaluate`."""
 
 from __future__ import annotations
 
@@ -23,36 +23,42 @@ def check_rows(options: ModelOptions, rows: Sequence[str]) -> None:
 
 @dataclass(kw_only=True)
 class EvaluateOptions(OutputOptions, AugmentOptions, ModelOptions):
-    """Score the same targets at several context lengths, or answer a task's questions, several ways of reading."""
+    """Compare methods of reading: perplexity at several context lengths, or answers to a task's questions."""
 
     lengths: str = "1k,2k,4k"
-    """Context lengths in tokens, the targets included; 1k is 1,024."""
+    """Context lengths in tokens, scored tokens included, separated by commas; 1k is 1,024."""
     modes: str | None = None
-    """Rows, with commas between them: full recompute sliding sinks isolated backbone ngram ngram_shuffled rmt
-    short_term hmt hmt_(previous shuffled cache) recall; for questions also bm25 oracle random absent. Default: the
-    model as it is configured."""
+    """Methods to compare, separated by commas, all but full with a window of W positions. Default: the model as
+    configured. Backbone alone: full (attention to the whole context), recompute (sliding window, re-encoded every
+    --stride tokens), sliding (rolling cache), sinks (rolling cache with attention sinks, StreamingLLM), isolated
+    (separate segments), backbone (segments after re-encoded sensory tokens), ngram (sinks with an n-gram cache). With
+    memory: recall (text recall), rmt (recurrent memory transformer), short_term (memory of the segment before), hmt (as
+    published), hmt_previous (hmt with --recall_query previous), hmt_cache (memory prompts beside the rolling cache).
+    Controls: hmt_shuffled and ngram_shuffled (memory of another document). For questions also bm25 (passages found by
+    BM25), oracle (passages that hold the answer), random (random passages), absent (text recall after the answer was
+    cut from the text)."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to score."""
     target_tokens: int | None = None
-    """Tokens scored per span; by default half of the shortest context."""
+    """Number of tokens scored per span. Default: half of the shortest context length."""
     spans_per_document: int = 1
-    """Spans of target tokens per document, spread over it."""
+    """Number of spans scored per document, evenly spread."""
     batch_size: int = 1
-    """Spans read side by side."""
+    """Spans per batch."""
     stride: int | None = None
-    """Targets that share a window of the row recompute: each has W - stride to W tokens before it. Default: W / 2."""
+    """Tokens scored per window of the method recompute. Default and maximum: W / 2."""
     reference: str | None = None
-    """Row that the others are compared with; Default: sinks or backbone, where it is one of them."""
+    """Method that the others are compared with. Default: sinks or backbone, if --modes names one of them."""
     replicas: str | None = None
-    """More checkpoints, trained like load_from_ckpt with other seeds: rows give mean and spread (A,B)."""
+    """Checkpoints trained like --load_from_ckpt with other seeds, separated by commas; shows mean and spread of all."""
     max_questions: int | None = None
-    """Ask at most so many questions, where the task has questions."""
+    """Maximum number of questions, for tasks with questions."""
     max_new_tokens: int = 32
-    """Tokens of an answer at most."""
+    """Maximum number of new tokens per answer."""
     first_line: bool = False
-    """An answer ends with its line: judge nothing of what is written after it."""
+    """Score only the first line of each answer."""
     predictions: Path | None = None
-    """Write every answer to this file, as jsonl."""
+    """Write all answers to this JSON Lines file."""
 
     def check(self) -> None:
         """Check ranges and combinations.

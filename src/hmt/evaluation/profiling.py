@@ -1,4 +1,4 @@
-"""Runs that measure what reading and writing cost."""
+"""Options of `hmt profile`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ ROWS_WITH_SPEED = ("full", *(n for n, r in ROWS.items() if "text" in r.tasks and
 
 @dataclass(kw_only=True)
 class ProfileOptions(OutputOptions, TaskOptions, ModelOptions):
-    """Measure speed and memory against length, for the memory and for what it replaces."""
+    """Measure speed and memory use against text length, with the memory and with full attention."""
 
     lengths: str = "1k,4k,16k,64k"
-    """Lengths of the text in tokens; 1k is 1,024."""
+    """Text lengths in tokens, separated by commas; 1k is 1,024."""
     modes: str = "recall,hmt,full"
-    """Rows: full, and those of hmt evaluate that read through a window."""
+    """Methods to measure, separated by commas: full (full attention with a KV cache of the whole text), sliding, sinks,
+    isolated, backbone, ngram, rmt, short_term, hmt, hmt_previous, hmt_cache, recall; hmt evaluate --help explains
+    them."""
     split: Literal["train", "validation", "test"] = "train"
-    """Split whose text is read, one document after the other, and again from the first if it is too short."""
+    """Split to read text from: its documents one after the other, repeated if it is too short."""
     new_tokens: int = 32
-    """Tokens written after the text."""
-    question_tokens: int = 16
-    """Tokens asked after the text, before anything is written."""
-    chunk_tokens: int = 1024
-    """Tokens that full reads at one time."""
+    """Number of tokens to generate after the text."""
     max_minutes: float = 10.0
-    """Leave a row out at lengths that would take longer, going by what it took at shorter ones."""
+    """Maximum minutes per measurement; a length is skipped if it is predicted to take longer than that from the times
+    of shorter ones."""
     plot: Path | None = None
-    """Draw the figures into this PNG file."""
+    """Write the plots to this PNG file."""
 
     def check(self) -> None:
         """Check ranges and combinations.
@@ -43,7 +42,7 @@ class ProfileOptions(OutputOptions, TaskOptions, ModelOptions):
         """
         super().check()
         self.check_task()
-        check_positive(self, "question_tokens", "chunk_tokens", "max_minutes")
+        check_positive(self, "max_minutes")
         if self.new_tokens < 2:
             raise ValueError(f"new_tokens must be at least 2, for there to be time between them, got {self.new_tokens}")
         if not self.text_lengths:

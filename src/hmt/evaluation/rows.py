@@ -73,8 +73,9 @@ def parse_rows(modes: str, known: Sequence[str] = tuple(ROWS)) -> list[str]:
         ValueError: If there is none, or one that is not known.
     """
     names = list(dict.fromkeys(name.strip() for name in modes.split(",") if name.strip()))
-    if not names or not set(names) <= set(known):
-        raise ValueError(f"modes must name rows of {', '.join(known)}, got {modes!r}")
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"modes must be of {', '.join(known)}, got {', '.join(unknown) or modes!r}")
     return names
 
 

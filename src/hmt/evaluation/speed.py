@@ -29,6 +29,12 @@ from hmt.text.tasks import load_documents, settings_of
 WARM_UP_SEGMENTS = 6
 """Segments read before anything is measured: the first, which recalls nothing, and a group of summaries."""
 
+QUESTION_TOKENS = 16
+"""Tokens asked after the text, before anything is written."""
+
+CHUNK_TOKENS = 1024
+"""Tokens that full attention reads at one time."""
+
 WARM_UP_TOKENS = 2
 """Tokens written before anything is measured."""
 
@@ -61,15 +67,14 @@ class MemoryRunner:
 
 @dataclass(frozen=True)
 class FullRunner:
-    """The backbone on its own cache of the whole text, which it reads in parts of `chunk_tokens`."""
+    """The backbone on its own cache of the whole text, which it reads in parts."""
 
     backbone: PreTrainedModel
-    chunk_tokens: int
 
     def read(self, text: Tensor) -> Cache:
         """Read a text (1, T)."""
         cache = Cache(layer_class_to_replicate=DynamicLayer)
-        for part in text.split(self.chunk_tokens, dim=1):
+        for part in text.split(CHUNK_TOKENS, dim=1):
             self.backbone.base_model(input_ids=part, past_key_values=cache, use_cache=True)
         return cache
 
@@ -113,7 +118,7 @@ def prepare(options: ProfileOptions) -> Material:
     """
     model, tokenizer = load(options)
     documents = load_documents(options.task_name, options.split, limit=options.max_documents, **settings_of(options))
-    tokens = options.text_lengths[-1] + options.question_tokens
+    tokens = options.text_lengths[-1] + QUESTION_TOKENS
     ids = running_text(documents, tokenizer, tokens, len(model.embedding_table))
     return Material(ids.tolist(), matmul_rate(choose_device(options.device), model.embedding_table.dtype))
 
@@ -133,11 +138,11 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
         ValueError: If the backbone cannot read in this row.
     """
     model, _ = load(options)
-    runner: Any = FullRunner(model.backbone, options.chunk_tokens)
+    runner: Any = FullRunner(model.backbone)
     if row != "full":
         runner = MemoryRunner(model.variant(**row_settings(model.config, row)))
     ids = torch.tensor([material.ids], device=model.device)
-    text, question = ids[:, :length], ids[:, length : length + options.question_tokens]
+    text, question = ids[:, :length], ids[:, length : length + QUESTION_TOKENS]
     warm_up = ids[:, : min(WARM_UP_SEGMENTS * model.config.window, ids.shape[1])]
     runner.write(runner.read(warm_up), warm_up, question, WARM_UP_TOKENS, Clock())
     clock = Clock()
@@ -163,6 +168,6 @@ def measure(options: ProfileOptions, row: str, length: int, material: Material) 
         "seconds": meter.seconds,
     }
     limit = max_positions(model.backbone.config)
-    if row == "full" and limit is not None and length + options.question_tokens + options.new_tokens > limit:
+    if row == "full" and limit is not None and length + QUESTION_TOKENS + options.new_tokens > limit:
         figures["note"] = f"beyond the {limit} positions of the backbone"
     return figures

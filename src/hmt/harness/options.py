@@ -1,4 +1,4 @@
-"""Runs that let lm-evaluation-harness judge a model."""
+"""Options of `hmt harness`."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ def check_installed() -> None:
 
 @dataclass(kw_only=True)
 class HarnessOptions(OutputOptions, ModelOptions):
-    """Run tasks of lm-evaluation-harness (needs the extra lm-eval), with no text too long."""
+    """Run tasks of lm-evaluation-harness on texts of any length (needs the extra lm-eval)."""
 
     tasks: str
-    """Tasks, groups or YAML files of the harness, with commas between them."""
+    """Tasks, groups or YAML files of the harness, separated by commas."""
     include_path: Path | None = None
-    """Directory with YAML files of further tasks."""
+    """Directory with YAML files of additional tasks."""
     num_fewshot: int | None = None
-    """Worked examples before each question; by default as the task has it."""
+    """Number of few-shot examples per question. Default: the task's own."""
     limit: float | None = None
-    """Use the first so many documents of each task, or below 1 such a share of them."""
+    """Maximum number of documents per task, or a fraction of them if below 1."""
     batch_size: int = 1
-    """Rows read side by side."""
+    """Samples per batch."""
     metadata: str | None = None
-    """Arguments of tasks that take some, as JSON: '{"max_seq_lengths": [4096, 8192]}' for ruler."""
+    """Arguments of configurable tasks, as JSON, such as '{"max_seq_lengths": [4096, 8192]}' for ruler."""
     gen_kwargs: str | None = None
-    """Settings of generation over those of the tasks: max_gen_toks=64,do_sample=true,temperature=0.8."""
+    """Generation settings that override the tasks' own: max_gen_toks=64,do_sample=true,temperature=0.8."""
     add_bos_token: bool | None = None
-    """Begin texts with the BOS token, or do not; by default as the tokenizer does."""
+    """Start each text with the BOS token. Default: as the tokenizer does."""
     apply_chat_template: bool = False
-    """Put questions into the tokenizer's chat template."""
+    """Apply the tokenizer's chat template."""
     system_instruction: str | None = None
-    """System message before each question."""
+    """System message of each prompt."""
     fewshot_as_multiturn: bool = True
-    """In a chat template, make each worked example a turn of its own."""
+    """Make each few-shot example a turn of its own, with --apply_chat_template."""
     predict_only: bool = False
-    """Write the answers only, compute no metrics (needs output_path)."""
+    """Write the answers without computing metrics (needs --output_path)."""
     bootstrap_iters: int = 1000
-    """Resamplings behind the standard errors that have no formula; 0 computes none."""
+    """Bootstrap iterations for standard errors that have no formula; 0 disables them."""
     output_path: Path | None = None
-    """Directory for the harness's own files: results, and every document with its answer as jsonl."""
+    """Directory for the harness's own files: results, and all answers as JSON Lines."""
 
     def check(self) -> None:
         """Check ranges and combinations.

@@ -12,14 +12,12 @@ from hmt.options import OutputOptions
 
 @dataclass(kw_only=True)
 class ReportOptions(OutputOptions):
-    """Write one HTML page of what runs left behind, with each plot as PNG and SVG and its numbers as CSV."""
+    """Plot the results of runs on one HTML page, and each plot as PNG, SVG and CSV."""
 
     sources: Positional[tuple[Path, ...]] = ()
-    """Run directories (a checkpoint, or its .run), files written with --json."""
-    run_dir: Path | None = None
-    """Run directory; same as a positional argument."""
+    """Run directories (a checkpoint or its .run directory), or JSON files written with --json."""
     out: Path | None = None
-    """Output directory; by default `report` in the run directory, or FILE.report beside a file."""
+    """Output directory. Default: `report` in the run directory, or FILE.report beside a file."""
 
     def check(self) -> None:
         """Check that at least one source is named.
@@ -27,10 +25,5 @@ class ReportOptions(OutputOptions):
         Raises:
             ValueError: If none is.
         """
-        if not self.paths:
+        if not self.sources:
             raise ValueError("name the directory of a run, or files written with --json")
-
-    @property
-    def paths(self) -> list[Path]:
-        """All sources, in order."""
-        return [*([self.run_dir] if self.run_dir else []), *self.sources]

@@ -45,10 +45,10 @@ def run(options: ReportOptions) -> tuple[dict[str, Any], str]:
         ValueError: If there is nothing to show.
     """
     check_installed()
-    first = options.paths[0]
+    first = options.sources[0]
     out = options.out or _beside(first)
     check_output_file(out / PAGE)
-    material = gather(options.paths)
+    material = gather(options.sources)
     name = first.resolve().name.removesuffix(".run") if first.is_dir() else first.stem
     files = write_report(f"{name}: what was measured", material, out)
     drawn = sum(file.suffix == ".png" for file in files)

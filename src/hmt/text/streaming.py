@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -129,23 +130,23 @@ class TerminalStreamer(BaseStreamer):
     Args:
         tokenizer: Decodes the tokens.
         file: Text file to write to; standard output by default.
+
+    Attributes:
+        first_token: Time of `time.perf_counter` at the first new token; 0 before.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, file: TextIO | None = None) -> None:
         self._tokenizer = tokenizer
         self._file = sys.stdout if file is None else file
         self._detokenizer: Detokenizer | None = None
-
-    @property
-    def prompt_seen(self) -> bool:
-        """True once the prompt has come: the next tokens are new ones."""
-        return self._detokenizer is not None
+        self.first_token = 0.0
 
     def put(self, value: Tensor) -> None:
         """Skip the prompt, which comes first; write what each token (1,) completes."""
         if self._detokenizer is None:
             self._detokenizer = Detokenizer(self._tokenizer)
         else:
+            self.first_token = self.first_token or time.perf_counter()
             self._write("".join(map(self._detokenizer.add, value.flatten().tolist())))
 
     def end(self) -> None:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 STAGE_1_SEGMENTS = 2
 
+DECAY_STEPS = 100
+"""Optimizer steps between two decays of the step schedule."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -92,16 +95,15 @@ def parameter_groups(model: HMTForCausalLM, options: TrainOptions) -> list[dict[
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, steps: int) -> LambdaLR:
-    """Build the schedule of a stage of so many optimizer steps: linear warmup, then decay."""
-    kind = options.lr_schedule if options.lr_decay else "constant"
+    """Build the schedule of a stage from its number of optimizer steps: linear warmup, then decay."""
 
     def factor(step: int) -> float:
         warmup = min((step + 1) / (options.warmup_step + 1), 1.0)
-        if kind == "step":
-            return warmup * options.lr_decay_gamma ** (step // options.lr_decay_step)
-        if kind == "cosine":
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-        return warmup
+        if not options.lr_decay:
+            return warmup
+        if options.lr_schedule == "step":
+            return warmup * options.lr_decay_gamma ** (step // DECAY_STEPS)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
     return LambdaLR(optimizer, factor)
 

@@ -33,7 +33,7 @@ from hmt.training.options import TrainOptions
 from hmt.training.progress import Saved
 from hmt.training.record import Record
 from hmt.training.step import Stepper, StepResult
-from hmt.training.testing import bottleneck_error, held_out, score
+from hmt.training.testing import VALIDATION_SAMPLES, bottleneck_error, held_out, score
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Training:
         options, progress = self.options, self._progress
         sample_tokens = stage.sample_tokens(self.model)
         stepper = self._stepper = self._prepare(stage)
-        validation_samples = held_out(validation, sample_tokens, options.eval_samples) if validation else []
+        validation_samples = held_out(validation, sample_tokens, VALIDATION_SAMPLES) if validation else []
         step_rows = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
         seed = options.seed if options.shuffle_train else None
         samples = shuffled(cut(documents, sample_tokens), seed, skip=progress.rows)

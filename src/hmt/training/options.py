@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hmt.config import Sensory
-from hmt.options import AugmentOptions, ModelOptions, OutputOptions, check_positive, parse_share
+from hmt.options import (
+    AugmentOptions,
+    ModelOptions,
+    OutputOptions,
+    PublishedMemory,
+    check_positive,
+    parse_share,
+)
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
 
@@ -19,7 +25,7 @@ class TrainingTextOptions(AugmentOptions):
     train_set_split: str | None = None
     """Number or percentage of training documents to use, such as 50 or 2%."""
     shuffle_train: bool = True
-    """Shuffle the training samples with the seed."""
+    """Shuffle the training samples by the seed."""
 
 
 @dataclass(kw_only=True)
@@ -27,41 +33,37 @@ class OptimizationOptions:
     """Trained parameters, length of training, and optimizer."""
 
     hmt_stage_1: bool = False
-    """Run stage 1 only: the previous segment's memory embedding instead of recall, 2 segments per sample."""
+    """Run only stage 1, for --training_step steps."""
     hmt_stage_2: bool = False
-    """Run stage 2 only, usually with --load_from_ckpt."""
+    """Run only stage 2, for --training_step steps, usually from a checkpoint of stage 1 (--load_from_ckpt)."""
     stage_1_step: int = 200
-    """Optimizer steps of stage 1 if both stages run."""
+    """Optimizer steps of stage 1 when both stages run; 0 skips it."""
     training_step: int = 500
     """Optimizer steps of stage 2, or of the only stage."""
     max_tokens: int | None = None
-    """Stop after this number of training tokens, even if steps are left."""
+    """Maximum number of training tokens; training ends there even if steps are left."""
     bptt_depth: int = 4
     """Segments per training sample in stage 2; the loss is back-propagated through all of them."""
     truncate_every: int | None = None
     """Truncated BPTT: detach the memory every N segments."""
     batch_size: int = 2
-    """Samples per process and micro-step."""
+    """Samples per process and forward pass."""
     gradient_accumulation_steps: int = 1
-    """Micro-steps per optimizer step."""
+    """Forward and backward passes per optimizer step."""
     loss_tokens: int | None = None
-    """Score only the last N tokens of each sample. Default: all."""
-    retrieval_loss_weight: float = 1.0
-    """Weight of the retrieval loss, for samples that name the segments with their answer; 0 only reports it."""
+    """Number of last tokens of each sample that the loss counts. Default: all."""
     learning_rate: float = 1e-5
     """Learning rate of the backbone or its LoRA adapter."""
     memory_learning_rate: float = 1e-3
     """Learning rate of the memory's parameters."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
-    lr_schedule: Literal["step", "cosine", "constant"] = "step"
-    """Learning-rate schedule within each stage."""
     lr_decay: bool = True
-    """Apply the learning-rate schedule; --no-lr_decay keeps the learning rates constant."""
+    """Decay the learning rates within each stage; --no-lr_decay keeps them constant."""
+    lr_schedule: Literal["step", "cosine"] = "step"
+    """Decay: by the factor --lr_decay_gamma every 100 optimizer steps (step), or to 0 at the stage's end (cosine)."""
     lr_decay_gamma: float = 0.9
-    """Factor of each decay of the step schedule."""
-    lr_decay_step: int = 100
-    """Optimizer steps between two decays of the step schedule."""
+    """Factor of each decay with --lr_schedule step."""
     warmup_step: int = 0
     """Optimizer steps of linear warmup at the start of each stage."""
     max_grad_norm: float = 1.0
@@ -79,16 +81,16 @@ class OptimizationOptions:
     train_backbone: bool = False
     """Train all weights of the backbone, which is frozen otherwise."""
     train_memory_map: bool = False
-    """Train only the map between the two reading speeds (with --dynamic_reading)."""
+    """Train only the map between the memory embeddings of the two reading speeds (with --dynamic_reading)."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast format; auto takes the launcher's setting, or none."""
+    """Autocast data type; auto takes the setting of accelerate launch, or none."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: takes less memory and more time."""
     compile: bool = False
     """Compile the backbone's layers with torch.compile: half a minute at the start, then faster."""
     match_budget: str | None = None
-    """Train a baseline like this checkpoint: the same data and settings, as many tokens and about as many parameters,
-    with --mode backbone (default), rmt or short_term. Flags that are given go first."""
+    """Train a baseline on the budget of this checkpoint: same data, settings and number of tokens, about as many
+    parameters; --mode backbone (default), rmt or short_term. Flags that are given override this."""
 
     @property
     def adapted_layers(self) -> list[str] | str | None:
@@ -103,33 +105,31 @@ class RunOptions:
     """Checkpoints, validation, test and trackers of a run."""
 
     save_ckpt: Path = Path("runs/checkpoint")
-    """Output directory of the checkpoint; figures and logs of the run go to DIR.run beside it."""
+    """Output directory of the checkpoint; metrics and logs go to the directory SAVE_CKPT.run."""
     save_every: int | None = None
-    """Also save every N optimizer steps, so that --resume can continue from there."""
+    """Save every N optimizer steps too, for --resume."""
     resume: bool = False
     """Continue from the checkpoint in --save_ckpt, or start a new run if there is none."""
     eval_step: int | None = None
-    """Score the validation split every N optimizer steps."""
-    eval_samples: int = 8
-    """Number of validation samples."""
+    """Score 8 samples of the validation split every N optimizer steps."""
     test_step: int | None = None
-    """Score this number of samples of the test split at the end."""
+    """Number of samples of the test split to score at the end. Default: none."""
     test_length: int | None = None
     """Tokens per test sample. Default: as in training."""
     plot_hist: bool = False
-    """Plot a histogram of recall distances over the test samples: DIR.run/recall_distances.png and .csv."""
+    """Plot how far back the test samples recall: SAVE_CKPT.run/recall_distances.png and .csv."""
     generate: str | None = None
-    """Generate text after each test sample followed by this prompt (text, a file, or ""): DIR.run/generated.jsonl."""
+    """Prompt (text or file, may be empty) to continue after each test sample: SAVE_CKPT.run/generated.jsonl."""
     timing: bool = False
-    """Time the parts of a step: summary, recall, read, head, backward."""
+    """Measure the time of summary, recall, read, head and backward pass."""
     report_to: str = ""
-    """Trackers, separated by commas: wandb, tensorboard, trackio."""
+    """Experiment trackers, separated by commas: wandb, tensorboard, trackio. Default: none."""
     wandb_project: str | None = None
-    """Project name in the trackers. Default: the name of --save_ckpt."""
+    """Project name in the trackers. Default: the name of the --save_ckpt directory."""
     wandb_run: str | None = None
-    """Name of the run in Weights & Biases."""
+    """Run name in Weights & Biases."""
     wandb_entity: str | None = None
-    """Owner of the project in Weights & Biases."""
+    """Weights & Biases entity: a user or team."""
 
     @property
     def trackers(self) -> list[str]:
@@ -143,19 +143,18 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
-class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextOptions, ModelOptions):
-    """Train a memory: stage 1 with the previous memory embedding only, then stage 2 with recall."""
+class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextOptions, PublishedMemory, ModelOptions):
+    """Train a memory in two stages: with the previous segment's memory only, then with recall.
+
+    Stage 1 reads samples of 2 segments and gives each segment the memory embedding of the one before. Stage 2 reads
+    samples of --bptt_depth segments and recalls from the bank of all earlier ones. Both run unless --hmt_stage_1 or
+    --hmt_stage_2 chooses one. The backbone stays frozen unless --use_lora or --train_backbone is given.
+    """
 
     MOST_USED: ClassVar[tuple[str, ...]] = (
         "model_name", "task_name", "save_ckpt", "load_from_ckpt", "resume", "training_step", "batch_size",
         "memory_learning_rate", "use_lora", "segment_length",
     )  # fmt: skip
-
-    sensory: Sensory | None = "reread"
-    """Sensory memory: re-encode the last tokens in front of each segment, as published (reread), or keep their keys and
-    values in a rolling cache."""
-    num_recalled_tokens: int | None = 0
-    """Recalled tokens E: budget for passages of remembered text that answer a prompt; 0 disables text recall."""
 
     def check(self) -> None:
         """Raise a ValueError that names the first flag that makes no sense."""
@@ -164,10 +163,9 @@ class TrainOptions(RunOptions, OptimizationOptions, OutputOptions, TrainingTextO
         check_positive(
             self, "training_step", "max_tokens", "bptt_depth", "truncate_every", "batch_size",
             "gradient_accumulation_steps", "loss_tokens", "learning_rate", "memory_learning_rate", "lr_decay_gamma",
-            "lr_decay_step", "max_grad_norm", "lora_rank", "lora_alpha", "save_every", "eval_step", "eval_samples",
-            "test_step", "test_length",
+            "max_grad_norm", "lora_rank", "lora_alpha", "save_every", "eval_step", "test_step", "test_length",
         )  # fmt: skip
-        for name in ("stage_1_step", "warmup_step", "retrieval_loss_weight"):
+        for name in ("stage_1_step", "warmup_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 31:

@@ -20,6 +20,7 @@ from torch.autograd.profiler import record_function
 from torch.optim.lr_scheduler import LRScheduler
 
 from hmt.atomic import atomic_file
+from hmt.model import losses
 from hmt.pretrained import first_line
 from hmt.text.batches import Batch
 from hmt.training.launch import uses_deepspeed
@@ -75,8 +76,8 @@ class Stepper:
         self.fresh_tokens = None if config.speed_tokens else config.fresh_tokens
         self._accelerator = accelerator
         self._options = options
-        weight = options.retrieval_loss_weight
-        self._weights = torch.tensor([1.0, weight, weight], device=accelerator.device)
+        beside = losses.RETRIEVAL_LOSS_WEIGHT
+        self._weights = torch.tensor([1.0, beside, beside], device=accelerator.device)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._skipped = 0
 

@@ -23,6 +23,8 @@ from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.text.batches import IGNORED, Readable, Sample, cut, pad
 from hmt.training.options import TrainOptions
 
+VALIDATION_SAMPLES = 8
+
 GENERATED_TOKENS = 128
 """Maximum new tokens after a test sample."""
 
@@ -61,7 +63,7 @@ def score(
         model: The model, prepared or not.
         samples: Samples of all processes.
         batch_size: Samples in a batch of one process.
-        loss_tokens: Score only the last so many tokens of a sample; None for all.
+        loss_tokens: Number of last tokens of a sample to score; None for all.
         distances: Receives the recall distances that this process saw.
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
