@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from hmt.train import _Texts
 from transformers import PreTrainedTokenizerFast
 
+from hmt.cli.train import _Texts
 from hmt.evaluation.options import EvaluateOptions
 from hmt.text.augment import augment, dilate, interleave, read_enough
 from hmt.text.batches import TokenDocument, cut
 from hmt.text.documents import Document
 from hmt.text.tasks import iter_documents
 from hmt.training.options import TrainOptions
-from tests.conftest import VOCAB
+from tests.conftest import make_model
 
 
 def documents(*lengths: int) -> list[TokenDocument]:
@@ -129,7 +129,7 @@ def test_evaluation_and_training_read_as_far_as_they_need(
         "--lengths", "80", "--max_documents", 2,
     )  # fmt: skip
     assert status == 0, complaint
-    texts = _Texts(TrainOptions(task_name=str(tmp_path)), tokenizer, VOCAB)
-    assert [len(document.ids) for document in texts.held_out("test", 80, 2)] == [5, 168, 168]
+    texts = _Texts(TrainOptions(task_name=str(tmp_path)), tokenizer, make_model())
+    assert [len(document.ids) for document in texts._held_out("test", 80, 2)] == [5, 168, 168]
     with pytest.raises(ValueError, match="line 4"):
-        texts.held_out("test", 80, 3)
+        texts._held_out("test", 80, 3)

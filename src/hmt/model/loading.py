@@ -13,7 +13,7 @@ from hmt.model.backbone import body, embed
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import ModelOptions
 from hmt.pretrained import first_line, has_tokenizer, load_tokenizer, unfit_errors
-from hmt.text.special_tokens import end_token_ids
+from hmt.text.encoding import end_token_ids
 
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "max_length", "max_new_tokens")
 """Numbers of a generation config."""
