@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt.atomic import atomic_file
-from hmt.metrics.environment import environment
+from hmt.metrics.machine import environment
 
 HERE = Path(__file__).parent
 

@@ -28,10 +28,10 @@ from environment import write
 from torch import Tensor
 
 from hmt import HMTForCausalLM, MemoryState
-from hmt.metrics.resources import Clock
+from hmt.metrics.machine import Clock
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.batches import running_text
 from hmt.text.tasks import load_documents
 

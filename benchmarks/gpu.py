@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from hmt import HMTForCausalLM
 from hmt.compat.legacy import convert_checkpoint
 from hmt.config import MemoryConfig
-from hmt.metrics.environment import commit, environment
+from hmt.metrics.machine import commit, environment
 from hmt.options import parse_counts
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "parity" / "golden"

@@ -33,7 +33,7 @@ from hmt.memory import search
 from hmt.memory.passages import SearchTables
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 
 NEEDLES = (
     ("The pass key is {48213}. Remember it.", "What is the pass key?"),

@@ -16,7 +16,7 @@ from typing import Any
 from hmt import HMTForCausalLM
 from hmt.cli.evaluate import evaluate_rows, table
 from hmt.evaluation.options import EvaluateOptions
-from hmt.metrics.environment import commit, environment
+from hmt.metrics.machine import commit, environment
 from hmt.pretrained import load_tokenizer
 from hmt.text.batches import tokenize
 from hmt.text.documents import Document

@@ -29,10 +29,10 @@ from plain import PlainArrangement
 from torch import Tensor
 
 from hmt import HMTConfig, HMTForCausalLM
-from hmt.metrics.resources import Meter
+from hmt.metrics.machine import Meter
 from hmt.model.backbone import compile_layers
 from hmt.pretrained import load_tokenizer
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.tasks import load_documents
 
 CACHE: dict[str, Any] = {"sensory": "cache", "num_sensory": None, "num_memory_tokens": 0, "num_recalled_tokens": None}

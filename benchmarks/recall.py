@@ -24,7 +24,7 @@ from hmt import HMTForCausalLM, MemoryState
 from hmt.config import identity_settings
 from hmt.evaluation.questions import QuestionReader
 from hmt.evaluation.rows import ROWS
-from hmt.metrics.environment import commit, environment
+from hmt.metrics.machine import commit, environment
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
 from hmt.text.answers import TokenQuestion

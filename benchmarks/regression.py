@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from hmt import HMTConfig, HMTForCausalLM, MemoryState
 from hmt.memory.passages import choose_passages
-from hmt.metrics.resources import Clock, Meter
-from hmt.report.table import format_table
+from hmt.metrics.machine import Clock, Meter
+from hmt.terminal import format_table
 
 NAME = "regression"
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero")

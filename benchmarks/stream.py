@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hmt.options import parse_counts
 from hmt.pretrained import load_tokenizer
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.tasks import load_documents
 
 COLUMNS = {

@@ -20,9 +20,9 @@ import tyro
 from environment import write
 
 from hmt import HMTForCausalLM
-from hmt.metrics.resources import Meter
+from hmt.metrics.machine import Meter
 from hmt.pretrained import load_tokenizer
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.batches import tokenize
 from hmt.text.tasks import load_documents
 from hmt.training.loop import Training

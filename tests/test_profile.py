@@ -11,7 +11,7 @@ import pytest
 from hmt.cli import profile
 from hmt.cli.profile import predicted_seconds
 from hmt.evaluation import speed
-from hmt.evaluation.profiling import ProfileOptions
+from hmt.evaluation.options import ProfileOptions
 from hmt.evaluation.speed import Material
 from tests.conftest import byte_tokenizer, make_backbone
 

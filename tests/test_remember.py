@@ -16,7 +16,7 @@ import torch
 from hmt import HMTForCausalLM, MemoryState
 from hmt.cli import remember
 from hmt.pretrained import load_tokenizer
-from hmt.text import stream
+from hmt.text import encoding
 from tests.conftest import make_backbone
 from tests.model.test_equivalence import assert_same_state
 
@@ -57,8 +57,8 @@ def test_a_book_becomes_a_file(
     run_cli: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "PART_CHARACTERS", part)
-    monkeypatch.setattr(stream, "MARGIN_CHARACTERS", part // 2)
+    monkeypatch.setattr(encoding, "PART_CHARACTERS", part)
+    monkeypatch.setattr(encoding, "MARGIN_CHARACTERS", part // 2)
     out = tmp_path / "book.memory"
     status, said, complaint = run_cli(
         "remember", book, "--model_name", backbone_dir, *flags, "--out", out, "--json", tmp_path / "r.json"

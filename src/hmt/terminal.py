@@ -1,4 +1,4 @@
-"""The terminal: control characters are shown escaped, interrupts become requests, long work shows how far it is."""
+"""The terminal: escaped control characters, interrupts as requests, progress of long work, tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -122,3 +122,34 @@ class ProgressBar:
             parts[0] += f" of about {self.total:,} ({self.done / self.total:.0%})"
             parts.append(f"{self._bar.format_interval(left)} left")
         return ", ".join([*parts, *(f"{name} {value}" for name, value in figures.items())])
+
+
+def format_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Format rows as aligned text.
+
+    Args:
+        rows: Values by key.
+        columns: Key -> heading, in order. Numbers are right-aligned, a missing value is shown as "-".
+    """
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    headings = list(columns.values())
+    widths = [max(len(line[i]) for line in [headings, *cells]) for i in range(len(headings))]
+    numeric = [all(not isinstance(row.get(key), str) for row in rows) for key in columns]
+    lines = [headings, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from hmt import HMTForCausalLM
 from hmt.cli.evaluate import ANSWER_COLUMNS, table
 from hmt.evaluation.options import EvaluateOptions
-from hmt.evaluation.questions import QuestionReader, QuestionScores, answer_nats
-from hmt.evaluation.retrieval import RETRIEVERS
+from hmt.evaluation.questions import RETRIEVERS, QuestionReader, QuestionScores, answer_nats
 from hmt.memory.window import RECALLED
 from hmt.text.answers import tokenize_questions
 from hmt.text.questions import Question

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from hmt import HMTForCausalLM, MemoryState
 from hmt.cli.evaluate import evaluate_rows
-from hmt.evaluation.controls import score_with_other_banks
 from hmt.evaluation.options import EvaluateOptions
+from hmt.evaluation.readers import score_with_other_banks
 from hmt.evaluation.rows import ROWS, row_settings
 from hmt.extensions import ngram_cache
 from hmt.extensions.ngram_cache import LOG_ODDS, WEIGHTS

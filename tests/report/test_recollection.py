@@ -1,4 +1,4 @@
-"""Recalled text, as it is shown."""
+"""Recalled text and tables, as people read them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from hmt.model.generation import GenerateOutput
 from hmt.report.recollection import RecalledPassage, RecalledSegment, describe_recall, recalled_passages
+from hmt.terminal import format_table
 from tests.conftest import make_rolling
 
 
@@ -34,3 +35,13 @@ def test_segments_stand_with_their_share_and_their_text() -> None:
     assert lines[0].startswith("recalled tokens 1,200 to 1,204")
     assert lines[1:3] == ["    a", "     b"]
     assert lines[3:] == ["segment     3   50.0%  a b", "segment    12   25.0%  (no longer kept)"]
+
+
+def test_a_table_lines_up() -> None:
+    rows = [{"name": "a", "n": 1, "x": 2.5}, {"name": "longer", "n": 12345, "x": None}]
+    assert format_table(rows, {"name": "row", "n": "count", "x": "value"}).splitlines() == [
+        "row      count  value",
+        "------  ------  -----",
+        "a            1   2.50",
+        "longer  12,345      -",
+    ]

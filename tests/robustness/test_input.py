@@ -14,7 +14,7 @@ import pytest
 
 from hmt import MemoryState
 from hmt.files import read_json, read_text, read_yaml
-from hmt.text.tables import table_rows
+from hmt.text.documents import table_rows
 from hmt.text.tasks import load_documents
 from hmt.training.testing import read_prompt
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hmt.text import batches, stream
+from hmt.text import batches, encoding
 from hmt.text.batches import (
     Sample,
     TokenDocument,
@@ -66,8 +66,8 @@ def test_many_tokens_lie_in_a_file_and_are_the_same(
         file.write_text(text)
     held = tokenize([Document(file.name, text) for file, text in zip(files, texts, strict=True)], tokenizer, 300)
     monkeypatch.setattr(batches, "HELD_BYTES", 1000)
-    monkeypatch.setattr(stream, "PART_CHARACTERS", 500)
-    monkeypatch.setattr(stream, "MARGIN_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "PART_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "MARGIN_CHARACTERS", 100)
     mapped = tokenize((Document(file.name, file) for file in files), tokenizer, 300)
     assert [document.name for document in mapped] == [document.name for document in held]
     for one, other in zip(mapped, held, strict=True):

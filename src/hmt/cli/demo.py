@@ -109,7 +109,7 @@ def run(options: DemoOptions) -> tuple[dict[str, Any], str]:
     from hmt.model.loading import load
     from hmt.options import ModelOptions
     from hmt.report import check_installed
-    from hmt.report.table import format_table
+    from hmt.terminal import format_table
 
     check_installed()
     from hmt.report.drawing import save

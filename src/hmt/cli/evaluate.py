@@ -14,12 +14,12 @@ from hmt.atomic import atomic_file
 from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.questions import QuestionScores
 from hmt.evaluation.targets import TargetScores
-from hmt.metrics.environment import commit, environment
+from hmt.metrics.machine import commit, environment
 from hmt.model.loading import load
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import parse_counts
 from hmt.pretrained import read_checkpoint_config
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.augment import read_enough
 from hmt.text.batches import TokenDocument
 from hmt.text.tasks import iter_documents, load_questions, settings_of

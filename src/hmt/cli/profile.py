@@ -11,11 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from hmt.evaluation.profiling import ProfileOptions
+from hmt.evaluation.options import ProfileOptions
 from hmt.evaluation.speed import Material, measure, prepare
-from hmt.metrics.environment import commit, environment
+from hmt.metrics.machine import commit, environment
 from hmt.report import check_installed
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 
 logger = logging.getLogger(__name__)
 

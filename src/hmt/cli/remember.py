@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hmt.memory.state import MemoryState
-    from hmt.metrics.resources import Meter
+    from hmt.metrics.machine import Meter
     from hmt.model.modeling_hmt import HMTForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ def run(options: RememberOptions) -> tuple[dict[str, Any], str]:
         ValueError: If the text is empty or not UTF-8, or the earlier memory was written by another model.
     """
     from hmt.memory.state import MemoryState
-    from hmt.metrics.resources import Meter
+    from hmt.metrics.machine import Meter
     from hmt.model.loading import load
-    from hmt.report.kept import describe_kept, kept_segments
+    from hmt.report.recollection import describe_kept, kept_segments
 
     source = None if options.text == "-" else _TextFile(Path(options.text))
     if options.append and not options.out.exists():
@@ -107,7 +107,7 @@ def _read(
     import torch
 
     from hmt.text.batches import check_vocabulary
-    from hmt.text.special_tokens import beginning_token_ids
+    from hmt.text.encoding import beginning_token_ids
 
     saved = time.monotonic()
     with ProgressBar("tokens") as bar:
@@ -182,7 +182,7 @@ def _token_parts(
 
     A file is cut so that its tokens are those of the whole text; standard input is read without waiting for that.
     """
-    from hmt.text.stream import token_parts
+    from hmt.text.encoding import token_parts
 
     if source is not None:
         parts = token_parts(source.pieces, tokenizer)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hmt.options import OutputOptions, TaskOptions
-from hmt.report.table import format_table
+from hmt.terminal import format_table
 from hmt.text.questions import Question
 from hmt.text.tasks import TASKS, Task, load_documents, load_questions, settings_of, where_from
 

@@ -9,7 +9,8 @@ Shape legend: T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,22 +21,69 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.evaluation.options import EvaluateOptions
 from hmt.evaluation.readers import slots_per_token
-from hmt.evaluation.retrieval import RETRIEVERS
 from hmt.evaluation.rows import ROWS, row_settings
 from hmt.memory.passages import Passage
 from hmt.memory.state import MemoryState
-from hmt.metrics.answers import METRICS, exact_match, rouge_l
 from hmt.metrics.flops import BackboneCost, scoring_flops
-from hmt.metrics.intervals import paired_change, ratio_interval
-from hmt.metrics.resources import Meter
+from hmt.metrics.machine import Meter
+from hmt.metrics.scores import ANSWER_METRICS, exact_match, paired_change, ratio_interval, rouge_l
 from hmt.model import continuations
 from hmt.model.backbone import max_positions
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.text_recall import insert
 from hmt.text.answers import TokenQuestion, tokenize_questions
-from hmt.text.questions import Question
+from hmt.text.questions import Question, Range
 
-SCORES = (*METRICS, "choice_accuracy")
+
+def bm25_passages(question: TokenQuestion, budget: int, tokenizer: PreTrainedTokenizerBase) -> list[Range]:
+    """Return the two chunks of half the budget that rank highest by BM25, in order of the text.
+
+    Raises:
+        ImportError: If bm25s is not installed; names the extra.
+    """
+    try:
+        import bm25s
+    except ImportError as error:
+        raise ImportError("the row bm25 needs bm25s, the extra bm25: pip install bm25s") from error
+    size, length = budget // 2, len(question.context)
+    chunks = [(start, min(start + size, length)) for start in range(0, length, size)]
+    texts = [str(tokenizer.decode(question.context[start:end].tolist())) for start, end in chunks]
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+    query = bm25s.tokenize([str(tokenizer.decode(question.prompt.tolist()))], show_progress=False)
+    best, _ = index.retrieve(query, k=min(2, len(chunks)), show_progress=False)
+    return [chunks[number] for number in sorted(best[0].tolist())]
+
+
+def oracle_passages(question: TokenQuestion, budget: int, tokenizer: PreTrainedTokenizerBase) -> list[Range]:
+    """Return the passages around the supporting text, which share the budget evenly, in order of the text."""
+    length, found, taken = len(question.context), list[Range](), 0
+    share = min(budget // max(len(question.supporting), 1), length)
+    for start, end in sorted(question.supporting):
+        first = max(min(start - (share - (end - start)) // 2, length - share), 0)
+        if first + share > taken:
+            found.append((max(first, taken), first + share))
+            taken = first + share
+    return found
+
+
+def random_passages(question: TokenQuestion, budget: int, tokenizer: PreTrainedTokenizerBase) -> list[Range]:
+    """Return two passages of half the budget from anywhere in the text; the same for the same question."""
+    half = min(budget // 2, len(question.context))
+    generator = random.Random(question.question.name)
+    starts = sorted(generator.randrange(len(question.context) - half + 1) for _ in range(2))
+    return [(start, start + half) for start in starts]
+
+
+RETRIEVERS: dict[str, Callable[[TokenQuestion, int, PreTrainedTokenizerBase], list[Range]]] = {
+    "bm25": bm25_passages,
+    "oracle": oracle_passages,
+    "random": random_passages,
+}
+"""Question, budget in tokens, tokenizer -> token ranges [start, end) of its context."""
+
+
+SCORES = (*ANSWER_METRICS, "choice_accuracy")
 """Figures that are means over questions."""
 
 
@@ -222,7 +270,7 @@ class QuestionScores:
         text = str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
         if self.options.first_line:
             text = text.partition("\n")[0].strip()
-        scores: dict[str, float | None] = {name: score(text, asked) for name, score in METRICS.items()}
+        scores: dict[str, float | None] = {name: score(text, asked) for name, score in ANSWER_METRICS.items()}
         texts = list(dict.fromkeys([asked.answers[0], *asked.choices]))
         ids = [self._continuation(asked, one) for one in texts]
         nats = answer_nats(model, state, prompt, ids)

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from hmt.evaluation.profiling import ProfileOptions
+from hmt.evaluation.options import ProfileOptions
 from hmt.evaluation.rows import row_settings
 from hmt.memory.state import MemoryState
 from hmt.metrics.flops import full_flops, matmul_rate, reading_flops
-from hmt.metrics.resources import Clock, Meter
+from hmt.metrics.machine import Clock, Meter
 from hmt.model.backbone import max_positions
 from hmt.model.loading import choose_device, load
 from hmt.model.modeling_hmt import HMTForCausalLM

@@ -14,14 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hmt.evaluation.controls import donors
 from hmt.evaluation.options import EvaluateOptions
-from hmt.evaluation.readers import Reader, make_reader
+from hmt.evaluation.readers import Reader, donors, make_reader
 from hmt.evaluation.rows import ROWS
 from hmt.memory.identity import weights_digest
-from hmt.metrics.intervals import paired_change, perplexity_change
-from hmt.metrics.perplexity import Perplexity
-from hmt.metrics.resources import Meter
+from hmt.metrics.machine import Meter
+from hmt.metrics.scores import Perplexity, paired_change, perplexity_change
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.options import parse_counts
 from hmt.report.recollection import RecallMap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from hmt.harness.options import check_installed
+from hmt.harness import check_installed
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 import hmt.harness.adapter  # noqa: F401  # the harness knows the model by name then
-from hmt.harness.options import HarnessOptions
+from hmt.harness import HarnessOptions
 from hmt.model.loading import choose_device
 from hmt.options import ModelOptions
 from hmt.pretrained import first_line

@@ -18,12 +18,7 @@ class Recall(nn.Module):
     """Mix past memory embeddings by their relevance to this segment.
 
     Source: HMT (arXiv:2405.06067), equations 2 and 3: two projections, no value or output projection.
-
-    Attributes:
-        uniform: Weigh all filled slots alike: a control that shows what the choice of slots is worth.
     """
-
-    uniform = False
 
     def __init__(self, width: int, hidden_dim: int) -> None:
         super().__init__()
@@ -50,8 +45,6 @@ class Recall(nn.Module):
             logits = query.float() @ embeddings.transpose(1, 2) / self.wq.out_features**0.5
             if bias is not None:
                 logits = logits + bias[:, None]
-            if self.uniform:
-                logits = torch.zeros_like(logits)
             empty = ~bank.valid.to(logits.device)
             logits = logits.masked_fill(empty[:, None], torch.finfo(logits.dtype).min)
             recalled = logits.softmax(dim=-1) @ embeddings

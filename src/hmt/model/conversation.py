@@ -16,7 +16,7 @@ from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.model.outputs import RecallTrace
 from hmt.text.batches import check_vocabulary
 from hmt.text.chat import ChatTemplate
-from hmt.text.special_tokens import end_token_ids
+from hmt.text.encoding import end_token_ids
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from hmt.extensions import Extension, enabled_extensions
 from hmt.memory.identity import ModelIdentity, weights_digest
 from hmt.memory.passages import Passage, SearchTables
 from hmt.memory.recall import Memory
+from hmt.memory.rows import splice
 from hmt.memory.state import MemoryState
 from hmt.memory.validation import check_fit
 from hmt.model import adapter, checkpoint, generation, losses, sensory, text_recall
@@ -59,11 +60,10 @@ from hmt.model.generation import GenerateOutput
 from hmt.model.losses import RETRIEVAL_LOSS_WEIGHT, Supporting
 from hmt.model.outputs import HMTOutput, RecallTrace, StepOutput
 from hmt.model.segment import Fresh, Query, Recalled, advance_state, append_tokens, batched_queries, segment_query
-from hmt.model.splice import splice
 from hmt.model.stream import Segment, Stream
 from hmt.model.window_attention import Geometry
 from hmt.text.batches import IGNORED
-from hmt.text.special_tokens import end_token_ids
+from hmt.text.encoding import end_token_ids
 
 NEAR_SEGMENTS = 3
 """Recall distances below this are near, as published."""

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hmt.memory.rows import pack, take
+from hmt.memory.rows import pack, splice, take
 from hmt.memory.state import MemoryState
 from hmt.memory.validation import fitted_window
 from hmt.memory.window import PROMPT, TOKEN, StateWindow, Window
 from hmt.model.segment import Fresh, Recalled
-from hmt.model.splice import splice
 from hmt.model.window_attention import Geometry, carry, extend, unsupported
 
 if TYPE_CHECKING:

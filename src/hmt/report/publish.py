@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hmt.atomic import atomic_file, check_output_file
-from hmt.report import check_installed
+from hmt.report import ReportOptions, check_installed
 from hmt.report.data import Material, gather
-from hmt.report.options import ReportOptions
 
 if TYPE_CHECKING:
     from hmt.report.drawing import Panel

@@ -21,7 +21,7 @@ from hmt.report.recollection import recalled_passages
 from hmt.serving.schema import ChatRequest, Delta, GenerationRequest, RequestError, Usage
 from hmt.text.batches import check_text, check_vocabulary
 from hmt.text.chat import ChatTemplate
-from hmt.text.special_tokens import TextEncoder, beginning_token_ids, end_token_ids
+from hmt.text.encoding import TextEncoder, beginning_token_ids, end_token_ids
 from hmt.text.streaming import UNFINISHED, Detokenizer, StopStrings
 
 READ_AT_ONCE = 1024

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hmt.text.batches import IGNORED, Sample, check_text, check_vocabulary
+from hmt.text.encoding import beginning_token_ids
 from hmt.text.questions import Question, Range
-from hmt.text.special_tokens import beginning_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

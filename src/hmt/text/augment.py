@@ -1,7 +1,7 @@
 """Documents made harder to remember: two mixed, or filler between; every token keeps the document it is from.
 
 A memory that tells topics apart recalls, in a segment of one document, text of the same document, and not of the other
-or of filler (see `metrics/topics.py`).
+or of filler.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset
 
 from hmt.text.documents import Document
-from hmt.text.special_tokens import beginning_token_ids
-from hmt.text.stream import token_parts
+from hmt.text.encoding import beginning_token_ids, token_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

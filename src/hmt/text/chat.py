@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hmt.text.batches import check_text
-from hmt.text.special_tokens import TextEncoder
+from hmt.text.encoding import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt.files import kind_of
-from hmt.text.documents import QUESTIONS_PREFIX, fingerprint
-from hmt.text.tables import TABLE_SUFFIXES, table_rows
+from hmt.text.documents import QUESTIONS_PREFIX, TABLE_SUFFIXES, fingerprint, table_rows
 
 Range = tuple[int, int]
 """[start, end)."""

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from hmt.metrics.resources import PartTimes
+from hmt.metrics.machine import PartTimes
 from hmt.model.backbone import compile_layers
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.terminal import ProgressBar, on_interrupt

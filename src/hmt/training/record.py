@@ -21,7 +21,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hmt.atomic import atomic_file, open_log
-from hmt.metrics.environment import environment
+from hmt.metrics.machine import environment
 from hmt.report.data import read_history
 from hmt.training.options import TrainOptions
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt.atomic import atomic_file
 from hmt.files import read_text
-from hmt.metrics.resources import PartTimes
+from hmt.metrics.machine import PartTimes
 from hmt.model.modeling_hmt import HMTForCausalLM
 from hmt.text.batches import IGNORED, Readable, Sample, cut, pad
 from hmt.training.options import TrainOptions

@@ -190,7 +190,6 @@ COPIES: dict[str, Callable[[Path, str], None]] = {
     "arxiv": passages,
     "fineweb": one_split,
     "pubmed_qa": pubmed,
-    "pubmed_qa_long": pubmed,
     "qasper": qasper,
     "eda_qa": eda_qa,
     "eda_corpus": eda_corpus,

@@ -48,9 +48,6 @@ def test_abstracts_are_fused_and_the_own_one_is_known(tmp_path: Path, monkeypatc
         assert question.context[start:end] == f"P{3 * place} was looked at.\nIt was."
         assert question.choices == ("yes", "no", "maybe")
     assert questions[0].context.count("was looked at") == 4
-    long = read("pubmed_qa_long", tmp_path, monkeypatch)
-    assert long[0].answers == ("first for 0.",)
-    assert not long[0].choices
 
 
 def test_qasper_in_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

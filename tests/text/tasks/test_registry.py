@@ -115,7 +115,7 @@ def test_without_a_hub_the_local_copy_is_named_at_once(monkeypatch: pytest.Monke
         load = load_questions if name in QUESTIONS else load_documents
         with pytest.raises(OSError, match=f"--hub_map {name}=DIR"):
             load(name, "test")
-    monkeypatch.setattr("hmt.text.tasks.loading.offline_mode", lambda: False)  # the hub is then looked for, in vain
+    monkeypatch.setattr("hmt.text.tasks.offline_mode", lambda: False)  # the hub is then looked for, in vain
     for name in TASKS:
         if not TASKS[name].made_here:
             with pytest.raises(OSError, match=f"--hub_map {name}=DIR"):

@@ -6,8 +6,16 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from hmt.files import kind_of, read_text
-from hmt.text.documents import Document, file_documents, fingerprint, split_files, stdlib_documents
-from hmt.text.tables import TABLE_SUFFIXES, table_rows, text_of
+from hmt.text.documents import (
+    TABLE_SUFFIXES,
+    Document,
+    file_documents,
+    fingerprint,
+    split_files,
+    stdlib_documents,
+    table_rows,
+    text_of,
+)
 from hmt.text.tasks.task import Source, Task
 
 BLANK_LINE = " \n"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from hmt.files import read_json
-from hmt.text.documents import fingerprint, hash_split, split_files
+from hmt.text.documents import Row, fingerprint, hash_split, split_files, table_rows
 from hmt.text.questions import PASSAGE_BREAK, Question, ask, joined
-from hmt.text.tables import Row, table_rows
 from hmt.text.tasks.task import Source, Task, groups
 
 DECISIONS = ("yes", "no", "maybe")
@@ -20,15 +17,15 @@ NUM_DISTRACTORS = 12
 """Passages beside the supporting ones of a hard question of eda_qa, as published."""
 
 
-def pubmed_qa(source: Source, long_answer: bool) -> Iterator[Question]:
+def pubmed_qa(source: Source) -> Iterator[Question]:
     """Questions about one of `fuse_size` abstracts of the same split.
 
     The split is that of the authors where their list of test items is there, else a hash of the item.
     """
     split_of = _pubmed_split(source)
-    items = [item for item in _abstracts(source) if split_of(item["id"]) == source.split]
-    if not long_answer:
-        items = [item for item in items if item["decision"] in DECISIONS]
+    items = [
+        item for item in _abstracts(source) if split_of(item["id"]) == source.split and item["decision"] in DECISIONS
+    ]
     size = source.reading.fuse_size
     for start in range(0, len(items), size):
         together = items[start : start + size]
@@ -38,9 +35,9 @@ def pubmed_qa(source: Source, long_answer: bool) -> Iterator[Question]:
                 name=item["id"],
                 source="+".join(one["id"] for one in together),
                 context=context,
-                prompt=ask(item["question"] if long_answer else f"{item['question'].strip()} (yes, no or maybe)"),
-                answers=(item["long_answer"] if long_answer else item["decision"],),
-                choices=() if long_answer else DECISIONS,
+                prompt=ask(f"{item['question'].strip()} (yes, no or maybe)"),
+                answers=(item["decision"],),
+                choices=DECISIONS,
                 supporting=supporting,
             )
 
@@ -54,7 +51,6 @@ def _abstracts(source: Source) -> Iterator[dict[str, str]]:
                 "id": str(row["id"]),
                 "question": row["QUESTION"],
                 "text": "\n".join(row["CONTEXTS"]),
-                "long_answer": row["LONG_ANSWER"],
                 "decision": row.get("final_decision", ""),
             }
         return
@@ -63,7 +59,6 @@ def _abstracts(source: Source) -> Iterator[dict[str, str]]:
             "id": str(row["pubid"]),
             "question": row["question"],
             "text": "\n".join(row["context"]["contexts"]),
-            "long_answer": row["long_answer"],
             "decision": row.get("final_decision") or "",
         }
 
@@ -263,26 +258,18 @@ def _talk(row: Row) -> tuple[str, str]:
     return context, question
 
 
-PUBMED_QA = Task(
-    name="pubmed_qa",
-    kind="questions",
-    about="yes, no or maybe about --fuse_size abstracts of PubMed, 200 words each; 1,000 questions, 500 for test",
-    authors="Jin et al. (arXiv:1909.06146)",
-    licence="MIT",
-    local="ori_pqal.json, with test_ground_truth.json for the official test items; or the hub's tables",
-    read=partial(pubmed_qa, long_answer=False),
-    splits=("train",),
-    hub_id="qiaojin/PubMedQA",
-    subset="pqa_labeled",
-)
-
 TASKS = (
-    PUBMED_QA,
-    replace(
-        PUBMED_QA,
-        name="pubmed_qa_long",
-        about="the questions of pubmed_qa, answered by the conclusions of the abstracts",
-        read=partial(pubmed_qa, long_answer=True),
+    Task(
+        name="pubmed_qa",
+        kind="questions",
+        about="yes, no or maybe about --fuse_size abstracts of PubMed, 200 words each; 1,000 questions, 500 for test",
+        authors="Jin et al. (arXiv:1909.06146)",
+        licence="MIT",
+        local="ori_pqal.json, with test_ground_truth.json for the official test items; or the hub's tables",
+        read=pubmed_qa,
+        splits=("train",),
+        hub_id="qiaojin/PubMedQA",
+        subset="pqa_labeled",
     ),
     Task(
         name="qasper",

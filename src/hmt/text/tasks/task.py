@@ -15,8 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from hmt.files import is_visible
 from hmt.pretrained import mapped
-from hmt.text.documents import SPLITS, Document, hash_split, split_files
-from hmt.text.tables import TABLE_SUFFIXES, Row, hub_rows, table_rows
+from hmt.text.documents import SPLITS, TABLE_SUFFIXES, Document, Row, hash_split, hub_rows, split_files, table_rows
 
 Item = TypeVar("Item")
 ALL = frozenset(SPLITS)

@@ -1,14 +1,43 @@
-"""Time and memory of a block, and times of marked parts."""
+"""A figure says where it was measured; time and memory are those of the block."""
 
 from __future__ import annotations
 
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd.profiler import record_function
 
-from hmt.metrics.resources import STATUS, Meter, PartTimes
+from hmt.metrics import machine
+from hmt.metrics.machine import STATUS, Meter, PartTimes, commit, environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_machine_and_versions_are_named() -> None:
+    found = environment()
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["processor"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_the_commit_is_that_of_the_program_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert (commit() or "").rstrip("+") == head.stdout.strip()
+
+
+def test_a_program_that_is_installed_below_another_repository_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    installed = tmp_path / "environment.py"
+    installed.touch()
+    monkeypatch.setattr(machine, "HERE", installed)
+    assert commit() is None
 
 
 def test_marked_stretches_are_told_apart_and_the_first_block_only_warms_up() -> None:
