@@ -66,7 +66,8 @@ def test_a_planted_sentence_is_found_by_some_of_its_words(place: int) -> None:
 @pytest.mark.parametrize("budget", [20, 64, 256, 100_000])
 def test_a_passage_stays_within_the_budget(budget: int, newlines: Tensor) -> None:
     for tables in ((), (newlines,)):
-        find(planted(written(5_000), SENTENCE, 4_000, 1_000, 2_500, 2_530), SENTENCE, budget, *tables)
+        found = find(planted(written(5_000), SENTENCE, 4_000, 1_000, 2_500, 2_530), SENTENCE, budget, *tables)
+        assert 0 < found.end - found.start <= budget
 
 
 @pytest.mark.parametrize("query", [torch.arange(940, 980), torch.tensor([1, 2])], ids=["new", "frequent"])

@@ -28,6 +28,7 @@ from hmt.model.backbone import head, vocabulary_size
 from hmt.model.outputs import RecallTrace, Recollection
 from hmt.model.stream import Stream
 from hmt.model.text_recall import recall_for_prompt
+from hmt.options import GREEDY_TEMPERATURE
 
 if TYPE_CHECKING:
     from hmt.model.modeling_hmt import HMTForCausalLM
@@ -37,9 +38,6 @@ DEFAULT_NEW_TOKENS = 20
 
 DEFAULT_TOP_K = 50
 """Candidates of sampling if nothing says how many, as in transformers; 0 is all of them."""
-
-GREEDY_TEMPERATURE = 1e-5
-"""Sampling below this temperature is greedy; scores divided by less could overflow."""
 
 UNSERVED = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), 1),
